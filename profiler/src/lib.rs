@@ -1,0 +1,1 @@
+//! The user side of pyebpf, in the order in which a sample goes through it.

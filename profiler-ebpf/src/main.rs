@@ -1,2 +1,374 @@
+//! The kernel programs and their maps. Thin: the walk is in the library's `python` module.
+//!
+//! `sample` runs on every CPU's perf event; `on_exec`, `on_exit` and `on_fork` keep the map of
+//! targets right between two looks of the daemon.
+
 #![no_std]
 #![no_main]
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::BPF_RB_FORCE_WAKEUP,
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns,
+        bpf_loop, bpf_probe_read_kernel,
+        generated::bpf_probe_read_user,
+    },
+    macros::{map, perf_event, raw_tracepoint},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    programs::{PerfEventContext, RawTracePointContext},
+};
+use aya_log_ebpf::warn;
+use profiler_ebpf::{
+    COUNTERS, Counter, Frame, Layout, MAX_FRAMES, MAX_LAYOUTS, MAX_STEPS, MAX_TARGETS, Process,
+    ProcessEvent, RecordKind, Sample, Target, TargetState,
+    python::{Memory, Walk},
+};
+
+/// Processes by id: what they are and where their interpreter's roots lie.
+#[map]
+static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(MAX_TARGETS, 0);
+
+/// Layouts by [`Target::layout`].
+#[map]
+static LAYOUTS: Array<Layout> = Array::with_max_entries(MAX_LAYOUTS, 0);
+
+/// Per-CPU working memory: too large for the 512 bytes of BPF stack.
+#[map]
+static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
+
+/// Records for the daemon, which sets the size when it loads the object.
+#[map]
+static RECORDS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Outcomes and [`Counter`]s.
+#[map]
+static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
+
+// Set by the daemon at load. Offsets come from the running kernel's BTF.
+/// `offsetof(struct task_struct, thread) + offsetof(struct thread_struct, fsbase)`.
+#[unsafe(no_mangle)]
+static TASK_FSBASE: u32 = 0;
+/// `offsetof(struct task_struct, tgid)`, `pid`, `flags` and `signal`.
+#[unsafe(no_mangle)]
+static TASK_TGID: u32 = 0;
+#[unsafe(no_mangle)]
+static TASK_FLAGS: u32 = 0;
+#[unsafe(no_mangle)]
+static TASK_SIGNAL: u32 = 0;
+/// `offsetof(struct signal_struct, live)`.
+#[unsafe(no_mangle)]
+static SIGNAL_LIVE: u32 = 0;
+/// 1: processes that are not in [`TARGETS`] are asked about; 0: they are none of our business.
+#[unsafe(no_mangle)]
+static ALL_PROCESSES: u32 = 0;
+/// 1: children of followed processes are followed.
+#[unsafe(no_mangle)]
+static FOLLOW_CHILDREN: u32 = 0;
+/// 1: rare events are logged.
+#[unsafe(no_mangle)]
+static LOG: u32 = 0;
+/// How many unread bytes of the ring buffer wake the daemon before its timer does.
+#[unsafe(no_mangle)]
+static WAKE_AT: u32 = 0;
+
+/// `BPF_RB_AVAIL_DATA` and `BPF_RB_NO_WAKEUP`: include/uapi/linux/bpf.h.
+const RING_AVAILABLE: u64 = 0;
+const NO_WAKEUP: u64 = 1;
+/// `PF_KTHREAD`: include/linux/sched.h.
+const KERNEL_THREAD: u32 = 0x0020_0000;
+/// When a question about a process is asked again if nobody answered: one second.
+const ASK_AGAIN: u64 = 1_000_000_000;
+
+/// Reads the memory of the current process.
+struct CurrentProcess;
+
+impl Memory for CurrentProcess {
+    #[inline(always)]
+    fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        // SAFETY: `into` is writable for its length; the helper checks the address.
+        unsafe {
+            bpf_probe_read_user(
+                into.as_mut_ptr().cast::<c_void>(),
+                into.len() as u32,
+                address as *const c_void,
+            ) == 0
+        }
+    }
+}
+
+#[perf_event]
+fn sample(ctx: PerfEventContext) -> u32 {
+    count(Counter::Fired as u32);
+    let (pid, tid) = current_ids();
+    if pid == 0 {
+        return 0;
+    }
+    let Some(target) = TARGETS.get_ptr_mut(pid) else {
+        if setting(&ALL_PROCESSES) != 0 {
+            meet(&ctx, pid);
+        }
+        return 0;
+    };
+    // SAFETY: a map value lives as long as the program runs; the daemon may replace its bytes
+    // meanwhile, in which case the walk fails its checks and says so.
+    let target = unsafe { &mut *target };
+    if target.state != TargetState::Python as u32 {
+        ask(target, pid);
+        return 0;
+    }
+    walk(&ctx, target, pid, tid);
+    0
+}
+
+/// Walks the current thread's Python stack and sends it.
+#[inline(always)]
+fn walk(ctx: &PerfEventContext, target: &Target, pid: u32, tid: u32) {
+    let (Some(walk), Some(layout)) = (WALKS.get_ptr_mut(0), LAYOUTS.get(target.layout)) else {
+        return;
+    };
+    // SAFETY: this CPU's own scratch value; the program does not nest on one CPU.
+    let state = unsafe { &mut *walk };
+    let control_block = task_word(setting(&TASK_FSBASE));
+    if state.begin(&CurrentProcess, layout, target, control_block) {
+        let mut job = Job {
+            walk,
+            layout,
+            target,
+        };
+        // SAFETY: `step` has the signature that bpf_loop calls, and `job` outlives the call.
+        unsafe {
+            bpf_loop(
+                MAX_STEPS,
+                step as *mut c_void,
+                ptr::from_mut(&mut job).cast::<c_void>(),
+                0,
+            )
+        };
+    }
+    if state.unproven != 0 {
+        add(Counter::FrameUnproven as u32, u64::from(state.unproven));
+    }
+    state.sample.kind = RecordKind::Sample as u32;
+    state.sample.target = target.id;
+    state.sample.pid = pid;
+    state.sample.tid = tid;
+    // SAFETY: a helper without arguments.
+    state.sample.time = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the context of a perf event is a bpf_perf_event_data.
+    state.sample.weight = unsafe {
+        ptr::read_volatile(&raw const (*ctx.as_ptr().cast::<aya_ebpf::bindings::bpf_perf_event_data>()).sample_period)
+    };
+    state.sample.comm = bpf_get_current_comm().unwrap_or_default();
+    send(state);
+}
+
+/// Counts the outcome and puts the sample with its frames into the ring buffer.
+#[inline(always)]
+fn send(state: &mut Walk) {
+    count(u32::from(state.sample.outcome & 15));
+    let frames = state.sample.frames as usize & (2 * MAX_FRAMES - 1);
+    let frames = if frames > MAX_FRAMES { MAX_FRAMES } else { frames };
+    let length = size_of::<Sample>() + frames * size_of::<Frame>();
+    // SAFETY: the frames follow the sample in `Walk`, which is `#[repr(C)]`.
+    let bytes = unsafe {
+        core::slice::from_raw_parts((&raw const state.sample).cast::<u8>(), length)
+    };
+    let unread = RECORDS.query(RING_AVAILABLE);
+    let flags = if unread >= u64::from(setting(&WAKE_AT)) {
+        u64::from(BPF_RB_FORCE_WAKEUP)
+    } else {
+        NO_WAKEUP
+    };
+    if RECORDS.output::<[u8]>(bytes, flags).is_err() {
+        count(Counter::RingFull as u32);
+    }
+}
+
+struct Job {
+    walk: *mut Walk,
+    layout: *const Layout,
+    target: *const Target,
+}
+
+/// One step of the walk, as `bpf_loop` calls it: 0 goes on, 1 ends.
+unsafe extern "C" fn step(_index: u64, job: *mut c_void) -> i64 {
+    // SAFETY: bpf_loop passes on the `Job` that `walk` made, whose pointers are live map values.
+    let (walk, layout, target) = unsafe {
+        let job = &*job.cast::<Job>();
+        (&mut *job.walk, &*job.layout, &*job.target)
+    };
+    i64::from(!walk.step(&CurrentProcess, layout, target))
+}
+
+/// First sight of a process: remember it and ask the daemon what it is.
+#[inline(always)]
+fn meet(ctx: &PerfEventContext, pid: u32) {
+    if task_half(setting(&TASK_FLAGS)) & KERNEL_THREAD != 0 {
+        return;
+    }
+    let target = Target {
+        state: TargetState::Asked as u32,
+        // SAFETY: a helper without arguments.
+        again: unsafe { bpf_ktime_get_ns() } + ASK_AGAIN,
+        ..Target::default()
+    };
+    if TARGETS.insert(pid, &target, 0).is_err() {
+        count(Counter::TargetsFull as u32);
+        if setting(&LOG) != 0 {
+            warn!(ctx, "no room for process {} in the map of targets", pid);
+        }
+        return;
+    }
+    count(Counter::NotLooked as u32);
+    tell(ProcessEvent::Look, pid, 0);
+}
+
+/// A sample of a process that is not known to be Python: ask if it is time to.
+#[inline(always)]
+fn ask(target: &mut Target, pid: u32) {
+    if target.state != TargetState::Other as u32 {
+        count(Counter::NotLooked as u32);
+    }
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if target.state == TargetState::Unseen as u32 || now >= target.again {
+        target.again = now + ASK_AGAIN;
+        if target.state == TargetState::Unseen as u32 {
+            target.state = TargetState::Asked as u32;
+        }
+        tell(ProcessEvent::Look, pid, 0);
+    }
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+fn on_exec(_ctx: RawTracePointContext) -> i32 {
+    let (pid, _) = current_ids();
+    if let Some(target) = TARGETS.get_ptr_mut(pid) {
+        // SAFETY: a live map value, as in `sample`.
+        let target = unsafe { &mut *target };
+        let known = target.state == TargetState::Python as u32;
+        target.state = TargetState::Unseen as u32;
+        target.again = 0;
+        if known {
+            tell(ProcessEvent::Exec, pid, 0);
+        }
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+fn on_exit(_ctx: RawTracePointContext) -> i32 {
+    let (pid, _) = current_ids();
+    let Some(target) = TARGETS.get_ptr(pid) else {
+        return 0;
+    };
+    // SAFETY: a live map value, as in `sample`.
+    let known = unsafe { (*target).state } != TargetState::Other as u32;
+    let signal = task_word(setting(&TASK_SIGNAL));
+    // `live` was decremented before this tracepoint (kernel/exit.c, do_exit).
+    if kernel_half(signal.wrapping_add(u64::from(setting(&SIGNAL_LIVE)))) != 0 {
+        return 0;
+    }
+    let _ = TARGETS.remove(pid);
+    if known {
+        tell(ProcessEvent::Exit, pid, 0);
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+fn on_fork(ctx: RawTracePointContext) -> i32 {
+    if setting(&FOLLOW_CHILDREN) == 0 {
+        return 0;
+    }
+    let (parent, _) = current_ids();
+    // The tracepoint's arguments: parent, child (include/trace/events/sched.h).
+    let child: u64 = ctx.arg(1);
+    let child = kernel_half(child.wrapping_add(u64::from(setting(&TASK_TGID))));
+    if child == parent || TARGETS.get_ptr(parent).is_none() {
+        return 0;
+    }
+    if TARGETS.insert(child, &Target::default(), 0).is_err() {
+        count(Counter::TargetsFull as u32);
+        return 0;
+    }
+    tell(ProcessEvent::Fork, child, parent);
+    0
+}
+
+#[inline(always)]
+fn tell(event: ProcessEvent, pid: u32, parent: u32) {
+    let record = Process {
+        kind: RecordKind::Process as u32,
+        event: event as u32,
+        pid,
+        parent,
+    };
+    if RECORDS
+        .output::<Process>(record, u64::from(BPF_RB_FORCE_WAKEUP))
+        .is_err()
+    {
+        count(Counter::EventLost as u32);
+    }
+}
+
+/// Process and thread id of the current task, in the initial PID namespace.
+#[inline(always)]
+fn current_ids() -> (u32, u32) {
+    let ids = bpf_get_current_pid_tgid();
+    ((ids >> 32) as u32, ids as u32)
+}
+
+#[inline(always)]
+fn count(slot: u32) {
+    add(slot, 1);
+}
+
+#[inline(always)]
+fn add(slot: u32, amount: u64) {
+    if let Some(counter) = COUNTS.get_ptr_mut(slot) {
+        // SAFETY: this CPU's own slot.
+        unsafe { *counter += amount };
+    }
+}
+
+#[inline(always)]
+fn task_word(offset: u32) -> u64 {
+    // SAFETY: a helper without arguments; the read is checked by the helper.
+    unsafe {
+        let task = bpf_get_current_task();
+        bpf_probe_read_kernel((task + u64::from(offset)) as *const u64).unwrap_or(0)
+    }
+}
+
+#[inline(always)]
+fn task_half(offset: u32) -> u32 {
+    // SAFETY: a helper without arguments.
+    kernel_half(unsafe { bpf_get_current_task() } + u64::from(offset))
+}
+
+#[inline(always)]
+fn kernel_half(address: u64) -> u32 {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(address as *const u32).unwrap_or(0) }
+}
+
+/// A setting as the daemon left it at load.
+#[inline(always)]
+fn setting(value: &'static u32) -> u32 {
+    // SAFETY: a static; volatile because the loader changes it behind the compiler's back.
+    unsafe { ptr::read_volatile(value) }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

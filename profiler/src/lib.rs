@@ -1,1 +1,3 @@
 //! The user side of pyebpf, in the order in which a sample goes through it.
+
+pub mod profile;

@@ -1,0 +1,424 @@
+//! The folded result of a recording: interned functions, frames and stacks, how often each thread
+//! was seen in each stack, and what the recording was. Takes symbolized stacks, gives them to
+//! `output`, the live view and `export`. It reads nothing from a process and writes no format.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use indexmap::IndexSet;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+pub use self::label::escape;
+use self::stack_table::StackTable;
+
+mod label;
+mod stack_table;
+
+/// Most nodes of the stack tree: 16 bytes each, so about 12 MiB when full.
+const MAX_NODES: usize = 3 << 18;
+
+/// Most distinct frames; further ones lose their line.
+const MAX_FRAMES: usize = 1 << 18;
+
+/// Most bytes of names and file names together; further functions lose their name.
+const MAX_TEXT: usize = 16 << 20;
+
+const FULL_FUNCTIONS: &str = "[unknown: too many different functions]";
+const FULL_STACKS: &str = "[unknown: too many different stacks]";
+/// Shown for a stack without any frame, so that no output has to name nothing.
+const EMPTY_STACK: &str = "[unknown: empty stack]";
+
+/// Index of a process of one [`Profile`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessId(u32);
+
+/// Index of a thread of one [`Profile`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ThreadId(u32);
+
+/// Index of a function of one [`Profile`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FunctionId(u32);
+
+/// Index of a frame of one [`Profile`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrameId(u32);
+
+/// Index of a stack of one [`Profile`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StackId(u32);
+
+/// Which line a frame carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LineShape {
+    /// The line that was running.
+    #[default]
+    Current,
+    /// The function's first line, which folds the lines of a function into one frame.
+    First,
+    /// None at all.
+    None,
+}
+
+/// How much of what is known the outputs show.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    pub line: LineShape,
+    /// A frame with the thread's id and name below its stacks.
+    pub threads: bool,
+    /// Full file names in labels, not the short ones.
+    pub full_filenames: bool,
+    /// A frame with the process's id and command line, where more than one process has samples.
+    pub processes: bool,
+}
+
+/// What the recording was.
+#[derive(Clone, Debug)]
+pub struct Meta {
+    /// When sampling began.
+    pub started: SystemTime,
+    /// Samples a second that were asked for.
+    pub rate: u32,
+    /// The command line of pyebpf itself.
+    pub command: String,
+    /// For how long it sampled; see [`Profile::set_duration`].
+    pub duration: Duration,
+}
+
+/// A process that was sampled.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// As seen from our own PID namespace.
+    pub pid: u32,
+    pub command_line: String,
+}
+
+/// A thread that was sampled.
+#[derive(Clone, Debug)]
+pub struct Thread {
+    pub process: ProcessId,
+    /// As seen from our own PID namespace.
+    pub tid: u32,
+    /// The kernel's name of it.
+    pub comm: String,
+    /// Python's name of it, empty when that is not known.
+    pub name: String,
+}
+
+/// A function, or a marker that stands where no function is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Function {
+    /// The qualified name where the version has one.
+    pub name: String,
+    /// The file name as the code object has it. Markers have none.
+    pub file: String,
+    /// The part of the file name that is shown by default.
+    pub short_file: String,
+    /// Line of the definition; 0 when unknown.
+    pub first_line: u32,
+}
+
+impl Function {
+    /// Whether this is a bare label such as `[truncated: …]` instead of a function.
+    pub fn is_marker(&self) -> bool {
+        self.file.is_empty() && self.name.starts_with('[') && self.name.ends_with(']')
+    }
+}
+
+/// A function and the line that is shown for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Frame {
+    pub function: FunctionId,
+    /// `None` for markers, and where the shape or the data have no line.
+    pub line: Option<u32>,
+}
+
+/// How often something was seen, and for how much time that stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    pub samples: u64,
+    /// Nanoseconds.
+    pub time: u64,
+}
+
+impl Count {
+    fn add(&mut self, other: Count) {
+        self.samples = self.samples.saturating_add(other.samples);
+        self.time = self.time.saturating_add(other.time);
+    }
+}
+
+/// One sample of a thread, kept where the format needs them in the order of time.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    pub stack: StackId,
+    /// Nanoseconds, at most `u32::MAX` (4.3 s, longer than any sampling period).
+    pub weight: u32,
+}
+
+/// The folded result. Ids belong to the profile that gave them out.
+#[derive(Debug)]
+pub struct Profile {
+    meta: Meta,
+    shape: Shape,
+    processes: Vec<Process>,
+    threads: Vec<Thread>,
+    // Names come from the targets: the standard hasher, whose collisions they can't choose.
+    functions: IndexSet<Function>,
+    text: usize,
+    frames: IndexSet<Frame, FxBuildHasher>,
+    stacks: StackTable,
+    counts: FxHashMap<(ThreadId, StackId), Count>,
+    total: Count,
+    /// By thread; `None` when no output needs the order of time. 16 bytes a sample.
+    timeline: Option<Vec<Vec<Moment>>>,
+}
+
+impl Profile {
+    /// An empty profile. With `timeline` every sample is kept, not only the counts.
+    pub fn new(meta: Meta, shape: Shape, timeline: bool) -> Self {
+        let mut profile = Self {
+            meta,
+            shape,
+            processes: Vec::new(),
+            threads: Vec::new(),
+            functions: IndexSet::new(),
+            text: 0,
+            frames: IndexSet::default(),
+            stacks: StackTable::new(MAX_NODES),
+            counts: FxHashMap::default(),
+            total: Count::default(),
+            timeline: timeline.then(Vec::new),
+        };
+        let empty = profile.marker(EMPTY_STACK);
+        profile.stack([empty]);
+        let full = profile.marker(FULL_STACKS);
+        profile.stack([full]);
+        profile.marker(FULL_FUNCTIONS);
+        profile
+    }
+
+    /// A process whose threads will be sampled. Each call makes a new one: a pid that is used
+    /// again, or has replaced its program, is another process.
+    pub fn add_process(&mut self, pid: u32, command_line: String) -> ProcessId {
+        self.processes.push(Process { pid, command_line });
+        ProcessId(last_index(self.processes.len()))
+    }
+
+    /// A thread of a process; `comm` is the kernel's name of it.
+    pub fn add_thread(&mut self, process: ProcessId, tid: u32, comm: String) -> ThreadId {
+        let name = String::new();
+        self.threads.push(Thread {
+            process,
+            tid,
+            comm,
+            name,
+        });
+        if let Some(timeline) = &mut self.timeline {
+            timeline.push(Vec::new());
+        }
+        ThreadId(last_index(self.threads.len()))
+    }
+
+    /// Python's name of a thread, once it is known or when it changes.
+    pub fn set_thread_name(&mut self, thread: ThreadId, name: String) {
+        self.threads[thread.0 as usize].name = name;
+    }
+
+    /// For how long was sampled.
+    pub fn set_duration(&mut self, duration: Duration) {
+        self.meta.duration = duration;
+    }
+
+    /// Interns a function. When the names fill their memory, it becomes a marker that says so.
+    pub fn function(&mut self, function: Function) -> FunctionId {
+        if let Some(index) = self.functions.get_index_of(&function) {
+            return FunctionId(index as u32);
+        }
+        let text = function.name.len() + function.file.len() + function.short_file.len();
+        // An allowance for the entry itself, so that empty names are bounded too.
+        let text = self.text.saturating_add(text).saturating_add(64);
+        if text > MAX_TEXT {
+            return FunctionId(FULL_FUNCTION);
+        }
+        self.text = text;
+        FunctionId(self.functions.insert_full(function).0 as u32)
+    }
+
+    /// Interns a frame of `function` at `line`, as far as the shape shows lines.
+    pub fn frame(&mut self, function: FunctionId, line: Option<u32>) -> FrameId {
+        let known = &self.functions[function.0 as usize];
+        let line = match self.shape.line {
+            _ if known.is_marker() => None,
+            LineShape::Current => line,
+            LineShape::First => (known.first_line > 0).then_some(known.first_line),
+            LineShape::None => None,
+        };
+        let frame = Frame { function, line };
+        if let Some(index) = self.frames.get_index_of(&frame) {
+            return FrameId(index as u32);
+        }
+        // Frames without a line are bounded by the functions.
+        let frame = if self.frames.len() >= MAX_FRAMES {
+            Frame {
+                function,
+                line: None,
+            }
+        } else {
+            frame
+        };
+        FrameId(self.frames.insert_full(frame).0 as u32)
+    }
+
+    /// Interns a bare label that stands where frames are missing: `[truncated: …]`,
+    /// `[unreadable: …]`, `[unknown: …]`, with its brackets. Labels are our own words, so there
+    /// are few, and they are kept even where the names of targets find no room.
+    pub fn marker(&mut self, label: &str) -> FrameId {
+        let (index, _) = self.functions.insert_full(Function {
+            name: label.to_owned(),
+            file: String::new(),
+            short_file: String::new(),
+            first_line: 0,
+        });
+        self.frame(FunctionId(index as u32), None)
+    }
+
+    /// Interns a stack. When the tree of stacks is full, a new stack becomes a marker that says so.
+    pub fn stack(&mut self, root_to_leaf: impl IntoIterator<Item = FrameId>) -> StackId {
+        match self
+            .stacks
+            .insert(root_to_leaf.into_iter().map(|frame| frame.0))
+        {
+            Some(StackTable::EMPTY) => StackId(EMPTY_STACK_NODE),
+            Some(node) => StackId(node),
+            None => StackId(FULL_STACK_NODE),
+        }
+    }
+
+    /// Counts one sample: `time` is nanoseconds of `CLOCK_MONOTONIC`, `weight` the nanoseconds
+    /// that it stands for.
+    pub fn record(&mut self, time: u64, thread: ThreadId, stack: StackId, weight: u64) {
+        let one = Count {
+            samples: 1,
+            time: weight,
+        };
+        self.counts.entry((thread, stack)).or_default().add(one);
+        self.total.add(one);
+        if let Some(timeline) = &mut self.timeline {
+            let weight = u32::try_from(weight).unwrap_or(u32::MAX);
+            timeline[thread.0 as usize].push(Moment {
+                time,
+                stack,
+                weight,
+            });
+        }
+    }
+
+    /// What the recording was.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// What the outputs show.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Whether there is no sample.
+    pub fn is_empty(&self) -> bool {
+        self.total.samples == 0
+    }
+
+    /// All samples.
+    pub fn total(&self) -> Count {
+        self.total
+    }
+
+    /// How many processes have samples.
+    pub fn processes_with_samples(&self) -> usize {
+        let mut seen: Vec<ProcessId> = self
+            .counts
+            .keys()
+            .map(|(thread, _)| self.thread(*thread).process)
+            .collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen.len()
+    }
+
+    pub fn process(&self, id: ProcessId) -> &Process {
+        &self.processes[id.0 as usize]
+    }
+
+    pub fn thread(&self, id: ThreadId) -> &Thread {
+        &self.threads[id.0 as usize]
+    }
+
+    pub fn function_of(&self, id: FunctionId) -> &Function {
+        &self.functions[id.0 as usize]
+    }
+
+    pub fn frame_of(&self, id: FrameId) -> Frame {
+        self.frames[id.0 as usize]
+    }
+
+    /// The frames of a stack, from root to leaf, into `frames` (cleared first).
+    pub fn frames_of(&self, stack: StackId, frames: &mut Vec<FrameId>) {
+        frames.clear();
+        frames.extend(self.stacks.leaf_to_root(stack.0).map(FrameId));
+        frames.reverse();
+    }
+
+    /// Every thread and stack that was seen, with its count, in the order of their ids.
+    pub fn counts(&self) -> Vec<(ThreadId, StackId, Count)> {
+        let mut counts: Vec<_> = self
+            .counts
+            .iter()
+            .map(|((thread, stack), count)| (*thread, *stack, *count))
+            .collect();
+        counts.sort_unstable_by_key(|(thread, stack, _)| (*thread, *stack));
+        counts
+    }
+
+    /// The samples of a thread in the order of time; empty without a timeline.
+    pub fn moments(&self, thread: ThreadId) -> Vec<Moment> {
+        let kept = self
+            .timeline
+            .as_ref()
+            .and_then(|timeline| timeline.get(thread.0 as usize));
+        let mut moments = kept.cloned().unwrap_or_default();
+        // Samples of a thread that moved between processors can arrive out of order.
+        moments.sort_by_key(|moment| moment.time);
+        moments
+    }
+
+    /// Functions by the samples in which they are the leaf, hottest first. Markers are among them:
+    /// time whose function is unknown is not nobody's.
+    pub fn own_time(&self) -> Vec<(FunctionId, Count)> {
+        let mut own: HashMap<FunctionId, Count, FxBuildHasher> = HashMap::default();
+        for ((_, stack), count) in &self.counts {
+            if let Some(leaf) = self.stacks.leaf_to_root(stack.0).next() {
+                own.entry(self.frame_of(FrameId(leaf)).function)
+                    .or_default()
+                    .add(*count);
+            }
+        }
+        let mut own: Vec<_> = own.into_iter().collect();
+        own.sort_unstable_by_key(|(id, count)| (std::cmp::Reverse(count.samples), *id));
+        own
+    }
+}
+
+// What `Profile::new` interns first, in its order.
+const FULL_FUNCTION: u32 = 2;
+const EMPTY_STACK_NODE: u32 = 1;
+const FULL_STACK_NODE: u32 = 2;
+
+fn last_index(length: usize) -> u32 {
+    u32::try_from(length - 1).expect("fewer than 2^32 processes and threads fit in memory")
+}
+
+#[cfg(test)]
+mod tests;

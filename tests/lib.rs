@@ -1,1 +1,71 @@
-//! What the tests share.
+//! What the tests share: the Pythons to test on, workloads on them, runs of the built `pyebpf`, and
+//! a reader of its collapsed stacks. What a machine lacks is skipped by name, never silently.
+
+pub mod pythons;
+pub mod raw;
+pub mod recording;
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Says that a test, or a part of it, does not run here, and why.
+///
+/// The line goes to stderr and, where the environment variable `PYEBPF_SKIPPED` names a file, is
+/// appended to that file, so that a summary can list what was skipped.
+pub fn skip(test: &str, why: &str) {
+    let line = format!("skipped: {test}: {why}\n");
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("PYEBPF_SKIPPED") {
+        let written = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(line.as_bytes()));
+        if let Err(error) = written {
+            eprintln!("cannot append to {}: {error}", path.display());
+        }
+    }
+}
+
+/// Whether the test can run at all: it needs root. Says so where it can't.
+pub fn can_profile(test: &str) -> bool {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        skip(test, "needs root");
+    }
+    root
+}
+
+/// Lets one live test run at a time: they share the machine's CPUs, and some count what is on them.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    // A failed test leaves nothing half-done behind the lock.
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Collects what failed in the parts of one test, so that one Python's failure hides no other's.
+#[derive(Debug, Default)]
+pub struct Parts {
+    failures: Vec<String>,
+}
+
+impl Parts {
+    /// Notes how the part of this name went.
+    pub fn note(&mut self, part: &str, result: anyhow::Result<()>) {
+        if let Err(error) = result {
+            self.failures.push(format!("{part}: {error:#}"));
+        }
+    }
+
+    /// Ends the test.
+    ///
+    /// # Panics
+    ///
+    /// When a part failed, with all the failures.
+    pub fn finish(self) {
+        let failures = self.failures.join("\n");
+        assert!(failures.is_empty(), "\n{failures}");
+    }
+}

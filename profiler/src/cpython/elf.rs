@@ -1,0 +1,197 @@
+//! Reads the few parts of an ELF file (x86-64, little-endian) that tell whether it is a CPython:
+//! named symbols, named sections, bytes at a virtual address. The file belongs to whoever runs it:
+//! each size is bounded before it is read, and what makes no sense is an absence.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use object::LittleEndian as LE;
+use object::elf::{self, FileHeader64, ProgramHeader64, SectionHeader64, Sym64};
+use object::pod::{Pod, from_bytes, slice_from_all_bytes};
+
+/// Most program headers, section headers, and bytes of one string or symbol table that are read:
+/// far above a CPython's own (some thousand symbols), so that a claim of more costs nothing.
+const PROGRAM_HEADERS_MAX: u16 = 256;
+const SECTION_HEADERS_MAX: u16 = 8192;
+const TABLE_MAX: u64 = 32 << 20;
+
+/// A loadable segment: addresses are the file's own, before any load bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub address: u64,
+    pub offset: u64,
+    pub file_size: u64,
+    pub memory_size: u64,
+    pub executable: bool,
+}
+
+/// A defined symbol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Symbol {
+    pub address: u64,
+    pub size: u64,
+}
+
+/// An open ELF file.
+pub(super) struct Image {
+    file: File,
+    sections: Vec<SectionHeader64<LE>>,
+    names: Vec<u8>,
+    pub segments: Vec<Segment>,
+}
+
+impl Image {
+    /// Reads the headers; `None` when the file is no executable or library for this machine.
+    pub(super) fn open(file: File) -> Option<Image> {
+        let header = read(&file, 0, 64)?;
+        let (header, _) = from_bytes::<FileHeader64<LE>>(&header).ok()?;
+        let ident = &header.e_ident;
+        let kind = header.e_type.get(LE);
+        if ident.magic != elf::ELFMAG
+            || ident.class != elf::ELFCLASS64
+            || ident.data != elf::ELFDATA2LSB
+            || header.e_machine.get(LE) != elf::EM_X86_64
+            || !matches!(kind, elf::ET_EXEC | elf::ET_DYN)
+        {
+            return None;
+        }
+        let count = header.e_phnum.get(LE).min(PROGRAM_HEADERS_MAX);
+        let segments = table::<ProgramHeader64<LE>>(&file, header.e_phoff.get(LE), count)?
+            .iter()
+            .filter(|segment| segment.p_type.get(LE) == elf::PT_LOAD)
+            .map(|segment| Segment {
+                address: segment.p_vaddr.get(LE),
+                offset: segment.p_offset.get(LE),
+                file_size: segment.p_filesz.get(LE),
+                memory_size: segment.p_memsz.get(LE),
+                executable: segment.p_flags.get(LE) & elf::PF_X != 0,
+            })
+            .collect();
+        // Section headers may be gone or damaged in a file that runs.
+        let count = header.e_shnum.get(LE).min(SECTION_HEADERS_MAX);
+        let sections = table::<SectionHeader64<LE>>(&file, header.e_shoff.get(LE), count);
+        let mut image = Image {
+            file,
+            sections: sections.unwrap_or_default(),
+            names: Vec::new(),
+            segments,
+        };
+        image.names = image
+            .section_at(header.e_shstrndx.get(LE).into())
+            .unwrap_or_default();
+        Some(image)
+    }
+
+    /// The address and size of the first section of that name.
+    pub(super) fn section(&self, name: &str) -> Option<Symbol> {
+        let section = self.sections.iter().find(|section| {
+            let at = section.sh_name.get(LE) as usize;
+            text_at(&self.names, at) == Some(name.as_bytes())
+        })?;
+        Some(Symbol {
+            address: section.sh_addr.get(LE),
+            size: section.sh_size.get(LE),
+        })
+    }
+
+    /// Those of `wanted` that the file defines, from `.dynsym` or, where `all` asks for it, also
+    /// from `.symtab` (which has the local ones, where it has not been stripped).
+    pub(super) fn symbols<'n>(&self, wanted: &[&'n str], all: bool) -> HashMap<&'n str, Symbol> {
+        let mut found = HashMap::new();
+        for kind in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
+            if kind == elf::SHT_SYMTAB && (!all || found.len() == wanted.len()) {
+                break;
+            }
+            let tables = self.sections.iter();
+            for section in tables.filter(|section| section.sh_type.get(LE) == kind) {
+                self.look_up(section, wanted, &mut found);
+            }
+        }
+        found
+    }
+
+    fn look_up<'n>(
+        &self,
+        section: &SectionHeader64<LE>,
+        wanted: &[&'n str],
+        found: &mut HashMap<&'n str, Symbol>,
+    ) -> Option<()> {
+        let symbols = self.bytes_of(section)?;
+        let names = self.section_at(section.sh_link.get(LE) as usize)?;
+        // A table that ends within an entry keeps its whole ones.
+        let whole = symbols.len() - symbols.len() % size_of::<Sym64<LE>>();
+        for symbol in slice_from_all_bytes::<Sym64<LE>>(&symbols[..whole]).ok()? {
+            let at = symbol.st_name.get(LE) as usize;
+            let Some(name) = wanted.iter().find(|name| is_at(&names, at, name)) else {
+                continue;
+            };
+            if symbol.st_shndx.get(LE) != elf::SHN_UNDEF {
+                found.entry(*name).or_insert(Symbol {
+                    address: symbol.st_value.get(LE),
+                    size: symbol.st_size.get(LE),
+                });
+            }
+        }
+        Some(())
+    }
+
+    /// Up to `length` bytes that the file has for `address`: fewer where its segment ends.
+    pub(super) fn bytes(&self, address: u64, length: u64) -> Option<Vec<u8>> {
+        let (segment, skip) = self.segments.iter().find_map(|segment| {
+            let skip = address.checked_sub(segment.address)?;
+            (skip < segment.file_size).then_some((segment, skip))
+        })?;
+        let length = length.min(segment.file_size - skip);
+        read(&self.file, segment.offset.checked_add(skip)?, length)
+    }
+
+    /// Whether the program has memory at `address`, in the file or zeroed.
+    pub(super) fn holds(&self, address: u64) -> bool {
+        self.segments.iter().any(|segment| {
+            address
+                .checked_sub(segment.address)
+                .is_some_and(|skip| skip < segment.memory_size)
+        })
+    }
+
+    fn section_at(&self, index: usize) -> Option<Vec<u8>> {
+        self.bytes_of(self.sections.get(index)?)
+    }
+
+    fn bytes_of(&self, section: &SectionHeader64<LE>) -> Option<Vec<u8>> {
+        if section.sh_type.get(LE) == elf::SHT_NOBITS {
+            return None;
+        }
+        read(
+            &self.file,
+            section.sh_offset.get(LE),
+            section.sh_size.get(LE),
+        )
+    }
+}
+
+/// `length` bytes at `offset`, unless they are too many or the file ends before.
+fn read(file: &File, offset: u64, length: u64) -> Option<Vec<u8>> {
+    let end = offset.checked_add(length)?;
+    if length > TABLE_MAX || end > file.metadata().ok()?.len() {
+        return None;
+    }
+    let mut bytes = vec![0; usize::try_from(length).ok()?];
+    file.read_exact_at(&mut bytes, offset).ok()?;
+    Some(bytes)
+}
+
+fn table<T: Pod + Copy>(file: &File, offset: u64, count: u16) -> Option<Vec<T>> {
+    let bytes = read(file, offset, u64::from(count) * size_of::<T>() as u64)?;
+    Some(slice_from_all_bytes::<T>(&bytes).ok()?.to_vec())
+}
+
+fn text_at(names: &[u8], at: usize) -> Option<&[u8]> {
+    names.get(at..)?.split(|byte| *byte == 0).next()
+}
+
+fn is_at(names: &[u8], at: usize, name: &str) -> bool {
+    let rest = names.get(at..).unwrap_or_default();
+    rest.starts_with(name.as_bytes()) && rest.get(name.len()) == Some(&0)
+}

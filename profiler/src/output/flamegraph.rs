@@ -5,7 +5,7 @@
 use std::io::Write;
 
 use anyhow::Context;
-use inferno::flamegraph::color::{Color, PaletteMap};
+use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
 use inferno::flamegraph::{Direction, Options, from_lines};
 
 use super::label_tree::LabelTree;
@@ -41,6 +41,7 @@ pub fn write(profile: &Profile, out: &mut dyn Write) -> anyhow::Result<()> {
     options.title = title(profile);
     options.subtitle = Some(subtitle(profile, raised.then_some(narrowest)));
     options.count_name = "samples".to_owned();
+    options.bgcolors = Some(BackgroundColor::Flat(rgb(250, 250, 250)));
     options.direction = Direction::Inverted;
     options.palette_map = Some(&mut palette);
     options.min_width = 0.0;
@@ -106,16 +107,18 @@ fn palette(profile: &Profile) -> PaletteMap {
         let function = profile.function_of(profile.frame_of(frame).function);
         let label = profile.frame_label(frame);
         if palette.get(&label).is_none() {
-            palette.insert(label, colour(function));
+            let colour = colour(function, &label);
+            palette.insert(label, colour);
         }
     }
     palette
 }
 
-/// The colour of a function: the hue by whose code it is and its file, the shade by its name.
-fn colour(function: &Function) -> Color {
+/// The colour of a frame: the hue by whose code it is and its file, the shade by its label, so that
+/// two lines of a function side by side can be told apart.
+fn colour(function: &Function, label: &str) -> Color {
     let by_file = hash(&function.file);
-    let shade = (hash(&function.name) % 24) as u8;
+    let shade = (hash(label) % 24) as u8;
     let spread = |range: u64| (by_file % range) as u8;
     if function.is_marker() {
         rgb(170, 162, 176)
@@ -165,7 +168,7 @@ fn write_empty(profile: &Profile, out: &mut dyn Write) -> std::io::Result<()> {
         out,
         r#"<svg xmlns="http://www.w3.org/2000/svg" version="1.1" width="1200" height="120" viewBox="0 0 1200 120" font-family="monospace" text-anchor="middle">"#
     )?;
-    writeln!(out, r##"<rect width="1200" height="120" fill="#f4f4f4"/>"##)?;
+    writeln!(out, r##"<rect width="1200" height="120" fill="#fafafa"/>"##)?;
     writeln!(out, r#"<text x="600" y="40" font-size="17">{}</text>"#, text(&title(profile)))?;
     writeln!(
         out,

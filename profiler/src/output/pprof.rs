@@ -78,13 +78,14 @@ fn write_frames(profile: &Profile, file: &mut Pieces) -> std::io::Result<()> {
         let mut piece = proto::Profile::default();
         if new {
             let function = profile.function_of(frame.function);
-            let name = file.string(&escape(&function.name));
             piece.function.push(proto::Function {
                 id: function_id,
-                name,
-                system_name: name,
+                name: file.string(&escape(&function.name)),
                 filename: file.string(&function.file),
                 start_line: function.first_line.into(),
+                // Empty on purpose: a name that equals its system name is taken for a mangled
+                // C++ one by `go tool pprof`, which then cuts `<module>` away as a template.
+                system_name: 0,
             });
         }
         let line = proto::Line { function_id, line: frame.line.unwrap_or(0).into() };

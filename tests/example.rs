@@ -1,0 +1,120 @@
+//! A profile made by hand, small enough to check by eye and with everything in it that an output
+//! could get wrong: two processes, threads, markers, recursion, names that need escaping.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use pyebpf::profile::{Function, Meta, Profile, Shape, StackId};
+
+/// Nanoseconds that every sample of [`profile`] stands for.
+pub const WEIGHT: u64 = 10_000_000;
+
+/// Samples of [`profile`].
+pub const SAMPLES: u64 = 20;
+
+/// A profile without samples, but with a process that was looked at.
+pub fn empty(shape: Shape) -> Profile {
+    let mut profile = Profile::new(meta(), shape, true);
+    let process = profile.add_process(40, "python3 idle.py".to_owned());
+    profile.add_thread(process, 40, "python3".to_owned());
+    let marker = profile.marker("[unknown: never recorded]");
+    profile.stack([marker]);
+    profile
+}
+
+/// The example. Its stacks, with their samples, are those of the golden collapsed stacks.
+pub fn profile(shape: Shape) -> Profile {
+    let mut profile = empty(shape);
+    let shop = profile.add_process(41, "python3 shop.py --sort 'a;b'\n".to_owned());
+    let other = profile.add_process(77, "/usr/bin/python3 -m größe <x & y>".to_owned());
+    let main = profile.add_thread(shop, 41, "python3".to_owned());
+    profile.set_thread_name(main, "MainThread".to_owned());
+    let worker = profile.add_thread(shop, 42, "pool-1".to_owned());
+    profile.set_thread_name(worker, "worker;1 #2".to_owned());
+    let lone = profile.add_thread(other, 77, "python3".to_owned());
+
+    let app = ("/srv/shop/shop.py", "shop.py");
+    let json = ("/usr/lib/python3.11/json/decoder.py", "json/decoder.py");
+    let numpy = (
+        "/venv/lib/python3.11/site-packages/numpy/core.py",
+        "numpy/core.py",
+    );
+    let odd = ("/srv/größe;/数.py", "数.py");
+    let truncated = [("[truncated: depth]", ("", ""), 0, 0)];
+    let module = ("<module>", app, 1, 90);
+    let sell = ("Shop.sell", app, 10, 14);
+
+    let mut time = 0;
+    let mut record = |profile: &mut Profile, thread, stack, times| {
+        for _ in 0..times {
+            time += WEIGHT + 1_000;
+            profile.record(time, thread, stack, WEIGHT);
+        }
+    };
+    let stack = add_stack(
+        &mut profile,
+        &[module, sell, ("JSON.decode", json, 330, 337)],
+    );
+    record(&mut profile, main, stack, 4);
+    let stack = add_stack(
+        &mut profile,
+        &[module, sell, ("Shop.sell.<locals>.<lambda>", app, 12, 12)],
+    );
+    record(&mut profile, main, stack, 2);
+    let stack = add_stack(&mut profile, &[module, ("Shop.sell", app, 10, 15)]);
+    record(&mut profile, main, stack, 1);
+    let deep = ("walk", app, 40, 44);
+    let stack = add_stack(
+        &mut profile,
+        &[truncated[0], deep, deep, deep, ("walk", app, 40, 41)],
+    );
+    record(&mut profile, worker, stack, 3);
+    let stack = add_stack(&mut profile, &[("dot", numpy, 100, 120)]);
+    record(&mut profile, worker, stack, 3);
+    let stack = add_stack(
+        &mut profile,
+        &[("größe.数", odd, 3, 4), ("weird;name\nwith\\", odd, 7, 0)],
+    );
+    record(&mut profile, lone, stack, 5);
+    let stack = add_stack(
+        &mut profile,
+        &[("[unreadable: thread state]", ("", ""), 0, 0)],
+    );
+    record(&mut profile, lone, stack, 1);
+    let stack = add_stack(
+        &mut profile,
+        &[module, sell, ("JSON.decode", json, 330, 337)],
+    );
+    record(&mut profile, main, stack, 1);
+    profile
+}
+
+/// Name, file with its short form, first line (of markers 0), running line (0 when unknown).
+type Call<'a> = (&'a str, (&'a str, &'a str), u32, u32);
+
+fn add_stack(profile: &mut Profile, calls: &[Call]) -> StackId {
+    let frames: Vec<_> = calls
+        .iter()
+        .map(|&(name, (file, short_file), first_line, line)| {
+            if file.is_empty() {
+                return profile.marker(name);
+            }
+            let function = profile.function(Function {
+                name: name.to_owned(),
+                file: file.to_owned(),
+                short_file: short_file.to_owned(),
+                first_line,
+            });
+            profile.frame(function, (line > 0).then_some(line))
+        })
+        .collect();
+    profile.stack(frames)
+}
+
+fn meta() -> Meta {
+    Meta {
+        started: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+        rate: 99,
+        command: "pyebpf record -d 2 -o 'a;b.svg'".to_owned(),
+        duration: Duration::from_millis(2000),
+    }
+}

@@ -2,6 +2,7 @@
 //! the choice for `profiler/build.rs`. Silent when nothing is missing. It never touches an existing
 //! Rust installation.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ const BPF_LINKER: &str = "0.13.0";
 const COMPILER: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 
 /// Debian's packages that cannot be installed beside `rustc-web`.
-const RIVALS: [&str; 3] = ["rustc", "cargo", "rustup"];
+const RIVALS: [&str; 2] = ["rustc", "rustup"];
 
 const BY_HAND: &str = "set up the usual tools of Rust eBPF, then run again:\n    \
     rustup toolchain install nightly --component rust-src\n    \
@@ -119,7 +120,7 @@ fn debian(cache: &Path) -> Result<Toolchain> {
 }
 
 /// Unpacks the compiler into the cache folder; gives it and its library path.
-fn unpacked(cache: &Path, apt: &mut Apt) -> Result<(PathBuf, Option<std::ffi::OsString>)> {
+fn unpacked(cache: &Path, apt: &mut Apt) -> Result<(PathBuf, Option<OsString>)> {
     let folder = cache.join("rustc-web");
     let packages = apt.closure(&COMPILER, "libstd-rust-web")?;
     let mut llvm = None;
@@ -229,4 +230,82 @@ fn replace(path: &Path, text: &str) -> Result<()> {
     file.write_all(text.as_bytes())
         .and_then(|()| file.persist(path).map(drop).map_err(|error| error.error))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with programs that say what `rustc -vV` says of its LLVM.
+    fn tools(llvm: u32) -> (tempfile::TempDir, Toolchain) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let tool = |name: &str| {
+            let path = folder.path().join(name);
+            // By a process of its own: a file that we hold open for writing cannot be run while
+            // another test's fork has it too.
+            let script = r##"{ echo '#!/bin/sh'; echo "echo LLVM version: $1.1.8"; } > "$0"
+                chmod +x "$0""##;
+            let mut shell = Command::new("sh");
+            quietly(shell.args(["-c", script]).arg(&path).arg(llvm.to_string())).expect("written");
+            path
+        };
+        let toolchain = Toolchain {
+            rustc: tool("rustc"),
+            cargo: Some(tool("cargo")),
+            linker: tool("bpf-linker"),
+            library_path: Some("/a:/b".into()),
+            build_std: true,
+            llvm: 22,
+        };
+        (folder, toolchain)
+    }
+
+    /// Writes the record, as set-up does, and reads it, as the build does.
+    fn recorded(folder: &tempfile::TempDir, toolchain: &Toolchain) -> Result<Toolchain> {
+        let record = record_in(folder.path());
+        replace(&record, &render(toolchain))?;
+        Toolchain::load(&record)
+    }
+
+    #[test]
+    fn the_build_reads_what_setup_chose() {
+        let (folder, mut toolchain) = tools(22);
+        let read = recorded(&folder, &toolchain).expect("it is whole");
+        assert_eq!(read, toolchain);
+        (toolchain.cargo, toolchain.library_path, toolchain.build_std) = (None, None, false);
+        let read = recorded(&folder, &toolchain).expect("it is whole");
+        assert_eq!(read, toolchain);
+    }
+
+    #[test]
+    fn a_compiler_that_moved_to_another_llvm_is_stale() {
+        let (folder, toolchain) = tools(23);
+        let error = recorded(&folder, &toolchain).expect_err("bpf-linker has LLVM 22");
+        let message = error.to_string();
+        assert!(
+            message.ends_with("has LLVM 23 now and had 22 when bpf-linker was chosen"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_linker_that_is_gone_is_named() {
+        let (folder, toolchain) = tools(22);
+        fs::remove_file(&toolchain.linker).expect("removed");
+        let error = recorded(&folder, &toolchain).expect_err("the linker is gone");
+        assert!(error.to_string().ends_with("bpf-linker is gone"), "{error}");
+    }
+
+    #[test]
+    fn a_malformed_record_says_what_is_wrong() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let record = record_in(folder.path());
+        let error_for = |text: &str| {
+            fs::write(&record, text).expect("written");
+            format!("{:#}", Toolchain::load(&record).expect_err("malformed"))
+        };
+        assert!(error_for("llvm = 22\n").ends_with("there is no `rustc = …`"));
+        let text = "rustc = /r\nlinker = /l\nllvm = new\n";
+        assert!(error_for(text).contains("llvm = new is no number"));
+    }
 }

@@ -67,7 +67,7 @@ pub struct Sample {
 }
 
 /// One Python frame of a sample.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Frame {
     /// Address of the code object in the target.
@@ -89,8 +89,9 @@ pub struct Process {
     pub event: u32,
     /// Process id, as seen from the daemon's PID namespace.
     pub pid: u32,
-    /// The parent's process id for a fork, else 0.
-    pub parent: u32,
+    /// [`ProcessEvent::Fork`]: the parent's process id. [`ProcessEvent::Look`]: how many looks have
+    /// found no Python in it so far. Else 0.
+    pub detail: u32,
 }
 
 /// What happened to the process of a [`Process`] record.
@@ -103,8 +104,17 @@ pub enum ProcessEvent {
     Exec = 2,
     /// Its last thread exited.
     Exit = 3,
-    /// It was forked from `parent`, which is followed.
+    /// It was forked from a process that is followed.
     Fork = 4,
+}
+
+impl ProcessEvent {
+    /// The event with this number, if there is one.
+    pub fn from_number(number: u32) -> Option<ProcessEvent> {
+        [Self::Look, Self::Exec, Self::Exit, Self::Fork]
+            .into_iter()
+            .find(|&event| event as u32 == number)
+    }
 }
 
 /// How a run of the kernel program on a target ended. Append-only.
@@ -164,7 +174,7 @@ impl Outcome {
 pub enum Counter {
     /// The perf event fired, whatever came of it.
     Fired = 16,
-    /// A sample of a process that nobody had looked at yet.
+    /// A sample of a process that nobody had looked at yet, Python or not.
     NotLooked = 17,
     /// A sample that found no room in the ring buffer.
     RingFull = 18,
@@ -174,6 +184,8 @@ pub enum Counter {
     TargetsFull = 20,
     /// A frame whose code object could not be read: identity 0.
     FrameUnproven = 21,
+    /// A sample of a process that was looked at and is not Python, or not yet.
+    NotPython = 22,
 }
 
 /// Slots of the counter map.
@@ -185,11 +197,13 @@ pub const COUNTERS: u32 = 32;
 pub struct Target {
     /// A [`TargetState`].
     pub state: u32,
-    /// Names this incarnation of the process in every sample.
+    /// [`TargetState::Python`]: names this incarnation of the process in every sample.
+    /// [`TargetState::Other`]: how many looks have found no Python in it.
     pub id: u32,
     /// Index into the map of layouts.
     pub layout: u32,
-    pub padding: u32,
+    /// How many samples found it not looked at yet, since it was first asked about.
+    pub waiting: u32,
     /// [`TargetState::Other`] and [`TargetState::Asked`]: when to ask about it again, nanoseconds
     /// of `CLOCK_MONOTONIC`; `u64::MAX` is never.
     pub again: u64,

@@ -10,12 +10,11 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext as _, Global,
     bindings::BPF_RB_FORCE_WAKEUP,
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns,
-        bpf_loop, bpf_probe_read_kernel,
-        generated::bpf_probe_read_user,
+        bpf_loop, bpf_probe_read_kernel, generated::bpf_probe_read_user,
     },
     macros::{map, perf_event, raw_tracepoint},
     maps::{Array, HashMap, PerCpuArray, RingBuf},
@@ -51,29 +50,26 @@ static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
 // Set by the daemon at load. Offsets come from the running kernel's BTF.
 /// `offsetof(struct task_struct, thread) + offsetof(struct thread_struct, fsbase)`.
 #[unsafe(no_mangle)]
-static TASK_FSBASE: u32 = 0;
+static TASK_FSBASE: Global<u32> = Global::new(0);
 /// `offsetof(struct task_struct, tgid)`, `pid`, `flags` and `signal`.
 #[unsafe(no_mangle)]
-static TASK_TGID: u32 = 0;
+static TASK_TGID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static TASK_FLAGS: u32 = 0;
+static TASK_FLAGS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static TASK_SIGNAL: u32 = 0;
+static TASK_SIGNAL: Global<u32> = Global::new(0);
 /// `offsetof(struct signal_struct, live)`.
 #[unsafe(no_mangle)]
-static SIGNAL_LIVE: u32 = 0;
+static SIGNAL_LIVE: Global<u32> = Global::new(0);
 /// 1: processes that are not in [`TARGETS`] are asked about; 0: they are none of our business.
 #[unsafe(no_mangle)]
-static ALL_PROCESSES: u32 = 0;
+static ALL_PROCESSES: Global<u32> = Global::new(0);
 /// 1: children of followed processes are followed.
 #[unsafe(no_mangle)]
-static FOLLOW_CHILDREN: u32 = 0;
-/// 1: rare events are logged.
-#[unsafe(no_mangle)]
-static LOG: u32 = 0;
+static FOLLOW_CHILDREN: Global<u32> = Global::new(0);
 /// How many unread bytes of the ring buffer wake the daemon before its timer does.
 #[unsafe(no_mangle)]
-static WAKE_AT: u32 = 0;
+static WAKE_AT: Global<u32> = Global::new(0);
 
 /// `BPF_RB_AVAIL_DATA` and `BPF_RB_NO_WAKEUP`: include/uapi/linux/bpf.h.
 const RING_AVAILABLE: u64 = 0;
@@ -108,7 +104,7 @@ fn sample(ctx: PerfEventContext) -> u32 {
         return 0;
     }
     let Some(target) = TARGETS.get_ptr_mut(pid) else {
-        if setting(&ALL_PROCESSES) != 0 {
+        if ALL_PROCESSES.load() != 0 {
             meet(&ctx, pid);
         }
         return 0;
@@ -132,7 +128,7 @@ fn walk(ctx: &PerfEventContext, target: &Target, pid: u32, tid: u32) {
     };
     // SAFETY: this CPU's own scratch value; the program does not nest on one CPU.
     let state = unsafe { &mut *walk };
-    let control_block = task_word(setting(&TASK_FSBASE));
+    let control_block = task_word(TASK_FSBASE.load());
     if state.begin(&CurrentProcess, layout, target, control_block) {
         let mut job = Job {
             walk,
@@ -160,7 +156,12 @@ fn walk(ctx: &PerfEventContext, target: &Target, pid: u32, tid: u32) {
     state.sample.time = unsafe { bpf_ktime_get_ns() };
     // SAFETY: the context of a perf event is a bpf_perf_event_data.
     state.sample.weight = unsafe {
-        ptr::read_volatile(&raw const (*ctx.as_ptr().cast::<aya_ebpf::bindings::bpf_perf_event_data>()).sample_period)
+        ptr::read_volatile(
+            &raw const (*ctx
+                .as_ptr()
+                .cast::<aya_ebpf::bindings::bpf_perf_event_data>())
+            .sample_period,
+        )
     };
     state.sample.comm = bpf_get_current_comm().unwrap_or_default();
     send(state);
@@ -171,14 +172,17 @@ fn walk(ctx: &PerfEventContext, target: &Target, pid: u32, tid: u32) {
 fn send(state: &mut Walk) {
     count(u32::from(state.sample.outcome & 15));
     let frames = state.sample.frames as usize & (2 * MAX_FRAMES - 1);
-    let frames = if frames > MAX_FRAMES { MAX_FRAMES } else { frames };
+    let frames = if frames > MAX_FRAMES {
+        MAX_FRAMES
+    } else {
+        frames
+    };
     let length = size_of::<Sample>() + frames * size_of::<Frame>();
     // SAFETY: the frames follow the sample in `Walk`, which is `#[repr(C)]`.
-    let bytes = unsafe {
-        core::slice::from_raw_parts((&raw const state.sample).cast::<u8>(), length)
-    };
+    let bytes =
+        unsafe { core::slice::from_raw_parts((&raw const state.sample).cast::<u8>(), length) };
     let unread = RECORDS.query(RING_AVAILABLE);
-    let flags = if unread >= u64::from(setting(&WAKE_AT)) {
+    let flags = if unread >= u64::from(WAKE_AT.load()) {
         u64::from(BPF_RB_FORCE_WAKEUP)
     } else {
         NO_WAKEUP
@@ -207,20 +211,19 @@ unsafe extern "C" fn step(_index: u64, job: *mut c_void) -> i64 {
 /// First sight of a process: remember it and ask the daemon what it is.
 #[inline(always)]
 fn meet(ctx: &PerfEventContext, pid: u32) {
-    if task_half(setting(&TASK_FLAGS)) & KERNEL_THREAD != 0 {
+    if task_half(TASK_FLAGS.load()) & KERNEL_THREAD != 0 {
         return;
     }
     let target = Target {
         state: TargetState::Asked as u32,
         // SAFETY: a helper without arguments.
         again: unsafe { bpf_ktime_get_ns() } + ASK_AGAIN,
+        waiting: 1,
         ..Target::default()
     };
     if TARGETS.insert(pid, &target, 0).is_err() {
         count(Counter::TargetsFull as u32);
-        if setting(&LOG) != 0 {
-            warn!(ctx, "no room for process {} in the map of targets", pid);
-        }
+        warn!(ctx, "no room for process {} in the map of targets", pid);
         return;
     }
     count(Counter::NotLooked as u32);
@@ -230,9 +233,12 @@ fn meet(ctx: &PerfEventContext, pid: u32) {
 /// A sample of a process that is not known to be Python: ask if it is time to.
 #[inline(always)]
 fn ask(target: &mut Target, pid: u32) {
-    if target.state != TargetState::Other as u32 {
-        count(Counter::NotLooked as u32);
-    }
+    let other = target.state == TargetState::Other as u32;
+    count(if other {
+        Counter::NotPython
+    } else {
+        Counter::NotLooked
+    } as u32);
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     if target.state == TargetState::Unseen as u32 || now >= target.again {
@@ -240,7 +246,7 @@ fn ask(target: &mut Target, pid: u32) {
         if target.state == TargetState::Unseen as u32 {
             target.state = TargetState::Asked as u32;
         }
-        tell(ProcessEvent::Look, pid, 0);
+        tell(ProcessEvent::Look, pid, if other { target.id } else { 0 });
     }
 }
 
@@ -252,7 +258,9 @@ fn on_exec(_ctx: RawTracePointContext) -> i32 {
         let target = unsafe { &mut *target };
         let known = target.state == TargetState::Python as u32;
         target.state = TargetState::Unseen as u32;
+        target.id = 0;
         target.again = 0;
+        target.waiting = 0;
         if known {
             tell(ProcessEvent::Exec, pid, 0);
         }
@@ -268,9 +276,9 @@ fn on_exit(_ctx: RawTracePointContext) -> i32 {
     };
     // SAFETY: a live map value, as in `sample`.
     let known = unsafe { (*target).state } != TargetState::Other as u32;
-    let signal = task_word(setting(&TASK_SIGNAL));
+    let signal = task_word(TASK_SIGNAL.load());
     // `live` was decremented before this tracepoint (kernel/exit.c, do_exit).
-    if kernel_half(signal.wrapping_add(u64::from(setting(&SIGNAL_LIVE)))) != 0 {
+    if kernel_half(signal.wrapping_add(u64::from(SIGNAL_LIVE.load()))) != 0 {
         return 0;
     }
     let _ = TARGETS.remove(pid);
@@ -282,13 +290,13 @@ fn on_exit(_ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 fn on_fork(ctx: RawTracePointContext) -> i32 {
-    if setting(&FOLLOW_CHILDREN) == 0 {
+    if FOLLOW_CHILDREN.load() == 0 {
         return 0;
     }
     let (parent, _) = current_ids();
     // The tracepoint's arguments: parent, child (include/trace/events/sched.h).
     let child: u64 = ctx.arg(1);
-    let child = kernel_half(child.wrapping_add(u64::from(setting(&TASK_TGID))));
+    let child = kernel_half(child.wrapping_add(u64::from(TASK_TGID.load())));
     if child == parent || TARGETS.get_ptr(parent).is_none() {
         return 0;
     }
@@ -301,12 +309,12 @@ fn on_fork(ctx: RawTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn tell(event: ProcessEvent, pid: u32, parent: u32) {
+fn tell(event: ProcessEvent, pid: u32, detail: u32) {
     let record = Process {
         kind: RecordKind::Process as u32,
         event: event as u32,
         pid,
-        parent,
+        detail,
     };
     if RECORDS
         .output::<Process>(record, u64::from(BPF_RB_FORCE_WAKEUP))
@@ -355,13 +363,6 @@ fn task_half(offset: u32) -> u32 {
 fn kernel_half(address: u64) -> u32 {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(address as *const u32).unwrap_or(0) }
-}
-
-/// A setting as the daemon left it at load.
-#[inline(always)]
-fn setting(value: &'static u32) -> u32 {
-    // SAFETY: a static; volatile because the loader changes it behind the compiler's back.
-    unsafe { ptr::read_volatile(value) }
 }
 
 #[panic_handler]

@@ -335,9 +335,10 @@ impl Walk {
             read_word(memory, target.current) == Some(thread)
         } else if layout.gil == Gil::Holder as u32 {
             let interpreter = word(&self.thread, layout.thread_interpreter);
-            let Some(gil) =
-                read_word(memory, interpreter.wrapping_add(u64::from(layout.gil_offset)))
-            else {
+            let Some(gil) = read_word(
+                memory,
+                interpreter.wrapping_add(u64::from(layout.gil_offset)),
+            ) else {
                 return false;
             };
             // struct _gil_runtime_state: last_holder at 8, locked at 16 (pycore_gil.h).

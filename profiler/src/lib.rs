@@ -1,6 +1,15 @@
-//! The user side of pyebpf, in the order in which a sample goes through it.
+//! The user side of pyebpf, in the order in which a sample goes through it: processes are found and
+//! made known to the kernel program, whose records become samples, which are named, folded into a
+//! profile and written. `ARCHITECTURE.md` follows one sample through these rooms.
 
-pub mod output;
+pub mod cli;
+pub mod preflight;
+
+pub mod bpf;
 pub mod cpython;
+pub mod destination;
 pub mod memory;
+pub mod output;
 pub mod profile;
+pub mod sample;
+pub mod target;

@@ -1,0 +1,284 @@
+//! The kernel program from the daemon's side: load and attach it, write its maps, read its records.
+//! It knows bytes and numbers; what a record means is `sample`'s.
+
+mod btf;
+mod log;
+mod perf;
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
+    programs::{PerfEvent, RawTracePoint},
+};
+use profiler_ebpf::{COUNTERS, Counter, Frame, Layout, MAX_FRAMES, Outcome, Sample, Target};
+
+pub use btf::KERNEL as KERNEL_BTF;
+pub use perf::{online_cpus, wobble};
+
+/// The kernel object, built by `build.rs`.
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pyebpf-kernel"));
+
+/// Bounds of the ring buffer's size in bytes; within them it holds half a second of the deepest
+/// samples.
+const RING_MIN: u64 = 1 << 20;
+const RING_MAX: u64 = 16 << 20;
+
+/// Up to this many samples a second on the whole machine each wakes the daemon, so that names are
+/// read at once; beyond, the daemon's timer and a filling buffer do.
+const WAKE_EACH_MAX: u64 = 500;
+
+/// What the kernel program is told when it is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Samples per second and CPU.
+    pub rate: u32,
+    /// Whether processes that nobody named are asked about.
+    pub all_processes: bool,
+    /// Whether the children of named processes are followed.
+    pub follow_children: bool,
+    /// Whether rare events are logged through aya-log.
+    pub log: bool,
+}
+
+/// The loaded programs and their maps. Dropping it detaches everything.
+pub struct Kernel {
+    /// Samples per second and CPU.
+    rate: u32,
+    targets: HashMap<MapData, u32, Target>,
+    layouts: Array<MapData, Layout>,
+    counts: PerCpuArray<MapData, u64>,
+    records: RingBuf<MapData>,
+    events: Vec<perf::Event>,
+    log: Option<log::Reader>,
+    ebpf: Ebpf,
+}
+
+impl Kernel {
+    /// Loads the programs and attaches those that follow processes. Sampling begins with
+    /// [`start`](Self::start).
+    ///
+    /// # Errors
+    /// When the kernel refuses: the verifier's log is in the error.
+    pub fn load(settings: Settings) -> Result<Kernel> {
+        let btf = btf::Btf::of_kernel()?;
+        let fsbase =
+            btf.offset("task_struct", "thread")? + btf.offset("thread_struct", "fsbase")?;
+        let tgid = btf.offset("task_struct", "tgid")?;
+        let flags = btf.offset("task_struct", "flags")?;
+        let signal = btf.offset("task_struct", "signal")?;
+        let live = btf.offset("signal_struct", "live")?;
+        drop(btf);
+        let ring = ring_bytes(settings.rate, online_cpus()?.len());
+        let all = u32::from(settings.all_processes);
+        let follow = u32::from(settings.follow_children);
+        let log_level = if settings.log { log::EVERYTHING } else { 0 };
+        let samples = u64::from(settings.rate) * online_cpus()?.len() as u64;
+        let wake_at = if samples <= WAKE_EACH_MAX {
+            0
+        } else {
+            ring / 8
+        };
+        let mut ebpf = EbpfLoader::new()
+            .override_global("TASK_FSBASE", &fsbase, true)
+            .override_global("TASK_TGID", &tgid, true)
+            .override_global("TASK_FLAGS", &flags, true)
+            .override_global("TASK_SIGNAL", &signal, true)
+            .override_global("SIGNAL_LIVE", &live, true)
+            .override_global("ALL_PROCESSES", &all, true)
+            .override_global("FOLLOW_CHILDREN", &follow, true)
+            .override_global(log::LEVEL, &log_level, true)
+            .override_global("WAKE_AT", &wake_at, true)
+            .map_max_entries("RECORDS", ring)
+            .load(OBJECT)
+            .context("the kernel refused the program's maps")?;
+        for (name, tracepoint) in [
+            ("on_exec", "sched_process_exec"),
+            ("on_exit", "sched_process_exit"),
+            ("on_fork", "sched_process_fork"),
+        ] {
+            let program: &mut RawTracePoint = program(&mut ebpf, name)?;
+            program
+                .load()
+                .with_context(|| format!("the kernel refused the program {name}"))?;
+            program
+                .attach(tracepoint)
+                .with_context(|| format!("cannot attach {name} to {tracepoint}"))?;
+        }
+        let sample: &mut PerfEvent = program(&mut ebpf, "sample")?;
+        sample
+            .load()
+            .context("the kernel refused the program sample")?;
+        Ok(Kernel {
+            rate: settings.rate,
+            targets: HashMap::try_from(map(&mut ebpf, "TARGETS")?)?,
+            layouts: Array::try_from(map(&mut ebpf, "LAYOUTS")?)?,
+            counts: PerCpuArray::try_from(map(&mut ebpf, "COUNTS")?)?,
+            records: RingBuf::try_from(map(&mut ebpf, "RECORDS")?)?,
+            events: Vec::new(),
+            log: settings
+                .log
+                .then(|| log::Reader::open(&mut ebpf))
+                .transpose()?,
+            ebpf,
+        })
+    }
+
+    /// Prints to stderr what the program has logged, if that was asked for.
+    pub fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+
+    /// Starts sampling on every CPU that is online.
+    ///
+    /// # Errors
+    /// When a perf event can't be opened.
+    pub fn start(&mut self) -> Result<()> {
+        let sample: &mut PerfEvent = program(&mut self.ebpf, "sample")?;
+        let program = sample.fd()?;
+        for cpu in online_cpus()? {
+            self.events
+                .push(perf::Event::open(cpu, self.rate, program)?);
+        }
+        Ok(())
+    }
+
+    /// Gives each CPU a new sampling period near the nominal one; call it about once a second.
+    /// See [`perf::wobble`].
+    ///
+    /// # Errors
+    /// When the kernel refuses the period.
+    pub fn retune(&mut self, round: u32) -> Result<()> {
+        for (index, event) in self.events.iter().enumerate() {
+            event.set_period(wobble(self.rate, index as u32, round))?;
+        }
+        Ok(())
+    }
+
+    /// Stops sampling; what is in the ring buffer can still be read.
+    pub fn stop(&mut self) {
+        self.events.clear();
+    }
+
+    /// Makes `target` known under `pid`.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn set_target(&mut self, pid: u32, target: &Target) -> Result<()> {
+        self.targets
+            .insert(pid, target, 0)
+            .with_context(|| format!("cannot add process {pid} to the kernel's map of targets"))
+    }
+
+    /// What the kernel has under `pid`.
+    pub fn target(&self, pid: u32) -> Option<Target> {
+        self.targets.get(&pid, 0).ok()
+    }
+
+    /// Forgets `pid`; it is no error when it is not there.
+    pub fn remove_target(&mut self, pid: u32) {
+        // The kernel's own exit program may have been quicker.
+        let _ = self.targets.remove(&pid);
+    }
+
+    /// Sets the layout at `index`, below [`profiler_ebpf::MAX_LAYOUTS`].
+    ///
+    /// # Errors
+    /// When the index is out of range.
+    pub fn set_layout(&mut self, index: u32, layout: &Layout) -> Result<()> {
+        self.layouts
+            .set(index, layout, 0)
+            .with_context(|| format!("cannot set layout {index}"))
+    }
+
+    /// The next record's bytes go to `take`; false when there is none.
+    pub fn next_record(&mut self, take: &mut impl FnMut(&[u8])) -> bool {
+        match self.records.next() {
+            Some(record) => {
+                take(&record);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A descriptor that is readable when a record wants to be read before the daemon's own timer
+    /// is due.
+    ///
+    /// # Errors
+    /// When there are no more descriptors to be had.
+    pub fn records_fd(&self) -> Result<OwnedFd> {
+        let fd = self.records.as_fd().try_clone_to_owned();
+        fd.context("cannot duplicate the ring buffer's descriptor")
+    }
+
+    /// What the kernel counted until now, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn counts(&self) -> Result<Counts> {
+        let mut counts = Counts::default();
+        for slot in 0..COUNTERS {
+            let values = self.counts.get(&slot, 0)?;
+            counts.slots[slot as usize] = values.iter().sum();
+        }
+        Ok(counts)
+    }
+}
+
+/// A reading of the kernel's counters.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    slots: [u64; COUNTERS as usize],
+}
+
+impl Counts {
+    /// How many walks ended so, whether or not their sample found room in the ring buffer.
+    pub fn outcome(&self, outcome: Outcome) -> u64 {
+        self.slots[outcome as usize]
+    }
+
+    /// One of the other counters.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.slots[counter as usize]
+    }
+}
+
+fn ring_bytes(rate: u32, cpus: usize) -> u32 {
+    let deepest = (size_of::<Sample>() + MAX_FRAMES * size_of::<Frame>()) as u64;
+    let wanted = deepest * u64::from(rate) * cpus as u64 / 2;
+    let bytes = wanted.clamp(RING_MIN, RING_MAX).next_power_of_two();
+    u32::try_from(bytes).expect("RING_MAX fits")
+}
+
+fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
+        .ok_or_else(|| anyhow!("the kernel object has no map {name}"))
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<P>
+where
+    P: TryFrom<&'a mut aya::programs::Program>,
+    <P as TryFrom<&'a mut aya::programs::Program>>::Error: Into<anyhow::Error>,
+{
+    ebpf.program_mut(name)
+        .ok_or_else(|| anyhow!("the kernel object has no program {name}"))?
+        .try_into()
+        .map_err(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ring_buffer_follows_rate_and_cpus_within_bounds() {
+        assert_eq!(ring_bytes(1, 1), 1 << 20);
+        assert_eq!(ring_bytes(99, 2), 2 << 20);
+        assert_eq!(ring_bytes(999, 64), 16 << 20);
+    }
+}

@@ -1,0 +1,126 @@
+//! The program that the user asked to start: as the user behind sudo, ended when the time is up,
+//! its exit code passed on.
+
+use std::{ffi::CString, io, process::ExitStatus, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::process::{Child, Command};
+
+/// How long a program may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The user who called sudo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invoker {
+    pub user: u32,
+    pub group: u32,
+    name: String,
+}
+
+impl Invoker {
+    /// From the variables that sudo sets, when we run as root; `None` when it was not sudo.
+    pub fn behind_sudo() -> Option<Invoker> {
+        // SAFETY: a system call without arguments that cannot fail.
+        if unsafe { libc::geteuid() } != 0 {
+            return None;
+        }
+        let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+        Some(Invoker {
+            user: number("SUDO_UID")?,
+            group: number("SUDO_GID")?,
+            name: std::env::var("SUDO_USER").ok()?,
+        })
+    }
+}
+
+/// Starts `program` (its name, then its arguments) with our own standard streams.
+///
+/// # Errors
+/// When it can't be found or started.
+pub fn start(program: &[String]) -> Result<Child> {
+    let (name, arguments) = program.split_first().context("no command to start")?;
+    let mut command = Command::new(name);
+    command.args(arguments);
+    if let Some(invoker) = Invoker::behind_sudo() {
+        become_invoker(&mut command, &invoker)?;
+    }
+    command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => anyhow::anyhow!(
+            "command {name:?} was not found: give its path, or see `command -v {name}`"
+        ),
+        _ => anyhow::Error::new(error).context(format!("cannot start {name:?}")),
+    })
+}
+
+/// Waits for the program, ending it if it still runs: SIGTERM, and SIGKILL after five seconds.
+///
+/// # Errors
+/// When it can't be waited for.
+pub async fn end(child: &mut Child) -> Result<ExitStatus> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(status);
+    }
+    if let Some(pid) = child.id() {
+        // SAFETY: our own child, not reaped yet, so the pid is still its.
+        unsafe { libc::kill(pid as i32, libc::SIGTERM) };
+    }
+    if let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await {
+        return Ok(status?);
+    }
+    child.kill().await.context("cannot end the command")?;
+    Ok(child.wait().await?)
+}
+
+/// The exit code that a shell would give.
+pub fn exit_code(status: ExitStatus) -> u8 {
+    use std::os::unix::process::ExitStatusExt as _;
+    let code = match (status.code(), status.signal()) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 1,
+    };
+    u8::try_from(code).unwrap_or(1)
+}
+
+fn become_invoker(command: &mut Command, invoker: &Invoker) -> Result<()> {
+    let (user, group) = (invoker.user, invoker.group);
+    let name = CString::new(invoker.name.as_str()).context("SUDO_USER")?;
+    command.env("USER", &invoker.name);
+    command.env("LOGNAME", &invoker.name);
+    if let Some(home) = home_of(&name) {
+        command.env("HOME", home);
+    }
+    for variable in ["SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND"] {
+        command.env_remove(variable);
+    }
+    // SAFETY: between fork and exec in a process without other threads of its own doing; the calls
+    // are system calls but for `initgroups`, which reads the group file and allocates, as sudo and
+    // su do at this point; glibc's allocator is usable in a forked child.
+    unsafe {
+        command.pre_exec(move || {
+            let done = libc::initgroups(name.as_ptr(), group) == 0
+                && libc::setgid(group) == 0
+                && libc::setuid(user) == 0;
+            if done {
+                Ok(())
+            } else {
+                Err(io::Error::last_os_error())
+            }
+        });
+    }
+    Ok(())
+}
+
+fn home_of(name: &CString) -> Option<String> {
+    // SAFETY: `getpwnam` returns null or a record that stays valid until its next call; we are the
+    // only caller.
+    unsafe {
+        let record = libc::getpwnam(name.as_ptr());
+        let home = record.as_ref()?.pw_dir;
+        (!home.is_null()).then(|| {
+            std::ffi::CStr::from_ptr(home)
+                .to_string_lossy()
+                .into_owned()
+        })
+    }
+}

@@ -7,40 +7,86 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use bytemuck::Zeroable;
-use profiler_ebpf::Outcome;
 use profiler_ebpf::python::Walk;
+use profiler_ebpf::{Outcome, Target};
+use pyebpf::cpython::code::read;
 use pyebpf::cpython::{Binaries, Detection, Interpreter, detect};
 use pyebpf::memory::ProcessMemory;
+use serde::Deserialize;
 
-/// Says what it is, then waits within three frames, the GIL released.
+/// Says what it is and what its frames are, then waits with the GIL released, at the same line.
 const PROGRAM: &str = "
-import sys
-try:
-    from _thread import get_ident
-except ImportError:
-    from thread import get_ident
-def outer(): return inner()
-def inner():
-    frame, codes = sys._getframe(), []
+import json, sys
+from _thread import get_ident
+
+def say(frame):
+    frames = []
     while frame is not None:
-        codes.append(str(id(frame.f_code)))
+        code = frame.f_code
+        qualname = getattr(code, 'co_qualname', None)
+        frames.append((id(code), code.co_name, qualname, code.co_filename, frame.f_lineno))
         frame = frame.f_back
-    said = ['%d.%d.%d' % sys.version_info[:3], str(id(type(inner.__code__))), str(get_ident())]
-    sys.stdout.write(' '.join(said + codes) + chr(10))
-    sys.stdout.flush()
-    return sys.stdin.readline()
-outer()
+    print(json.dumps({
+        'version': '%d.%d.%d' % sys.version_info[:3],
+        'code_type': id(type(say.__code__)),
+        'thread': get_ident(),
+        'frames': frames,
+    }), flush=True)
+
+class Étage:
+    def __init__(self, depth):
+        self.depth = depth
+        list(self.генератор())
+
+    def генератор(self):
+        yield (lambda:
+               self.関数())()
+
+    def 関数(self):
+        if self.depth:
+            return self.recurse()
+        𒀀()
+
+    def recurse(self):
+        return [
+            Étage(
+                self.depth - 1)
+            for _ in '1'
+        ]
+
+def 𒀀(): return [say(sys._getframe()), sys.stdin.readline()]
+
+Étage(20)
 ";
 
-struct Running {
-    child: Child,
+/// Where the program says that it is from.
+const FILE: &str = "/srv/データ/naïve/𒀀.py";
+
+/// What a Python 2 says of itself before it waits.
+const OLD_PROGRAM: &str = "
+import json, sys
+print(json.dumps({'version': '%d.%d.%d' % sys.version_info[:3], 'code_type': 0, 'thread': 0,
+                  'frames': []}))
+sys.stdout.flush()
+sys.stdin.readline()
+";
+
+/// What the program says. A frame: address, name, qualified name, file, line of its code.
+#[derive(Deserialize)]
+struct Said {
     version: String,
     code_type: u64,
     thread: u64,
-    codes: Vec<u64>,
+    frames: Vec<(u64, String, Option<String>, String, u32)>,
+}
+
+struct Running {
+    child: Child,
+    said: Said,
 }
 
 impl Running {
@@ -54,16 +100,17 @@ impl Running {
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let mut words = line.split_whitespace();
-        let version = words.next().expect("the child speaks").to_owned();
-        let mut numbers = words.map(|word| word.parse().unwrap());
-        Running {
-            child,
-            version,
-            code_type: numbers.next().unwrap(),
-            thread: numbers.next().unwrap(),
-            codes: numbers.collect(),
+        let said = serde_json::from_str(&line).expect("the child speaks");
+        let running = Running { child, said };
+        // Once it has spoken, all that it sleeps for is a line that never comes.
+        let stat = format!("/proc/{}/stat", running.pid());
+        for _ in 0..5000 {
+            if std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+                return running;
+            }
+            sleep(Duration::from_millis(1));
         }
+        panic!("the child does not come to rest")
     }
 
     fn pid(&self) -> u32 {
@@ -74,31 +121,43 @@ impl Running {
     fn check(&self, binaries: &mut Binaries) -> Box<Interpreter> {
         let interpreter = match detect(self.pid(), binaries).unwrap() {
             Detection::Python(interpreter) => interpreter,
-            other => panic!("{}: {other:?}", self.version),
+            other => panic!("{}: {other:?}", self.said.version),
         };
-        assert_eq!(interpreter.version.to_string(), self.version);
-        assert_eq!(interpreter.target.code_type, self.code_type);
-        self.walk(&interpreter);
+        assert_eq!(interpreter.version.to_string(), self.said.version);
+        assert_eq!(interpreter.target.code_type, self.said.code_type);
+        // Once without the list of threads, which finds a thread that the direct routes miss.
+        let mut direct = interpreter.target;
+        direct.interpreters = 0;
+        self.check_frames(&interpreter, &interpreter.target);
+        self.check_frames(&interpreter, &direct);
         interpreter
     }
 
-    fn walk(&self, interpreter: &Interpreter) {
+    fn check_frames(&self, interpreter: &Interpreter, target: &Target) {
         let memory = ProcessMemory::new(self.pid());
-        let Interpreter { layout, target, .. } = interpreter;
-        // Without the list of threads, which finds every thread that a direct route misses.
-        let mut direct = *target;
-        direct.interpreters = 0;
-        for target in [*target, direct] {
-            let mut walk: Box<Walk> = Box::new(Walk::zeroed());
-            if walk.begin(&memory, layout, &target, self.thread) {
-                while walk.step(&memory, layout, &target) {}
-            }
-            assert_eq!(walk.sample.outcome, Outcome::Complete as u8);
-            let frames = &walk.frames[..walk.sample.frames as usize];
-            let codes: Vec<u64> = frames.iter().map(|frame| frame.code).collect();
-            assert_eq!(codes, self.codes, "{}", self.version);
-            assert_eq!(walk.sample.gil, 0, "{}", self.version);
+        let layout = &interpreter.layout;
+        let mut walk: Box<Walk> = Box::new(Walk::zeroed());
+        if walk.begin(&memory, layout, target, self.said.thread) {
+            while walk.step(&memory, layout, target) {}
         }
+        let version = &self.said.version;
+        assert_eq!(walk.sample.outcome, Outcome::Complete as u8, "{version}");
+        assert_eq!(walk.sample.gil, 0, "{version}");
+        let mut phantoms = 0;
+        let mut seen = Vec::new();
+        for frame in &walk.frames[..walk.sample.frames as usize] {
+            let (address, identity) = (frame.code, frame.identity);
+            let code = read(&memory, layout, target.code_type, address, identity).unwrap();
+            if code.phantom() {
+                phantoms += 1;
+                continue;
+            }
+            let line = code.lines.line(frame.instruction).unwrap();
+            seen.push((address, code.name, code.qualname, code.filename, line));
+        }
+        assert_eq!(seen, self.said.frames, "{version}");
+        assert!(seen.len() > 100, "{version}: {} frames", seen.len());
+        assert_eq!(phantoms > 0, interpreter.version.minor >= 13, "{version}");
     }
 }
 
@@ -134,9 +193,22 @@ fn pyenv(version: &str) -> Option<PathBuf> {
     Some(found.path())
 }
 
+/// Python code that runs the program, in ASCII: an old Python in the C locale takes no other.
+fn source() -> String {
+    let literal = |text: &str| {
+        let escaped: String = text
+            .chars()
+            .map(|character| format!("\\U{:08x}", u32::from(character)))
+            .collect();
+        format!("'{escaped}'")
+    };
+    let (program, file) = (literal(PROGRAM), literal(FILE));
+    format!("exec(compile({program}, {file}, 'exec'))")
+}
+
 fn program(python: &Path) -> Command {
     let mut command = Command::new(python);
-    command.args(["-S", "-c", PROGRAM]);
+    command.arg("-S").arg("-c").arg(source());
     command
 }
 
@@ -180,7 +252,7 @@ fn pythons_of_another_root_folder_are_found_and_walked() {
         }
         let mut command = Command::new("chroot");
         command.arg(&root).arg(format!("/{name}"));
-        command.args(["-S", "-c", PROGRAM]);
+        command.arg("-S").arg("-c").arg(source());
         let running = Running::start(&mut command);
         let interpreter = running.check(&mut Binaries::new());
         assert_eq!(interpreter.target.tls_offset != 0, minor == 15);
@@ -224,10 +296,11 @@ fn python_2_is_refused_by_its_version() {
     let Some(root) = pyenv("2.7.") else {
         return skip("no Python 2.7.x under ~/.pyenv/versions");
     };
-    let running = Running::start(&mut program(&root.join("bin/python2.7")));
+    let mut command = Command::new(root.join("bin/python2.7"));
+    let running = Running::start(command.args(["-S", "-c", OLD_PROGRAM]));
     match detect(running.pid(), &mut Binaries::new()).unwrap() {
         Detection::Unsupported { version, why } => {
-            assert_eq!(version, running.version);
+            assert_eq!(version, running.said.version);
             assert_eq!(why, "only CPython 3.6 to 3.15 are supported");
         }
         other => panic!("{other:?}"),

@@ -4,10 +4,15 @@
 
 mod accessors;
 mod binary;
+pub mod code;
 mod debug_offsets;
 mod elf;
+mod lines;
 mod mappings;
+#[cfg(test)]
+mod recorded;
 mod rows;
+mod unicode;
 mod version;
 
 use std::path::PathBuf;
@@ -24,6 +29,7 @@ use binary::{Look, Python};
 use mappings::Mapping;
 
 pub use binary::Binaries;
+pub use lines::LineTable;
 pub use rows::layout;
 pub use version::Version;
 

@@ -11,5 +11,11 @@ pub mod destination;
 pub mod memory;
 pub mod output;
 pub mod profile;
+pub mod progress;
 pub mod sample;
+pub mod session;
+pub mod symbolize;
+pub mod tally;
 pub mod target;
+
+pub mod commands;

@@ -1,0 +1,4 @@
+//! One file per verb: wiring, no work of its own.
+
+pub mod completions;
+pub mod record;

@@ -1,0 +1,168 @@
+//! `pyebpf record`: check, load, sample, write, summarise.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::process::Child;
+
+use crate::{
+    bpf::{Kernel, Settings},
+    cli::{Record, Selection},
+    destination::Destination,
+    preflight,
+    profile::{Meta, Profile},
+    progress::Progress,
+    session::{End, Session, Signals, Watched},
+    target::command,
+};
+
+/// Records a profile as `config` says; the exit code is the command's when there is one.
+///
+/// # Errors
+/// Whatever kept the profile from being recorded or written.
+pub fn run(config: Record) -> Result<ExitCode> {
+    preflight::check()?;
+    preflight::check_rate(config.rate)?;
+    let destination = Destination::check(&path_of(&config))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let result = runtime.block_on(record(config, destination));
+    // A profile that is still being written when the user asks to quit at once is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn record(config: Record, destination: Destination) -> Result<ExitCode> {
+    let mut signals = Signals::catch()?;
+    let kernel = Kernel::load(Settings {
+        rate: config.rate,
+        all_processes: config.selection == Selection::All,
+        follow_children: config.children,
+        log: config.bpf_log,
+    })?;
+    let meta = Meta {
+        started: SystemTime::now(),
+        rate: config.rate,
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        duration: Duration::ZERO,
+    };
+    let profile = Profile::new(meta, config.shape, config.format.needs_timeline());
+    let mut session = Session::new(kernel, profile, config.gil_only);
+    let mut child = select(&mut session, &config)?;
+    let watched = match (&config.selection, &mut child) {
+        (Selection::Pids(pids), _) => Watched::Pids(pids.clone()),
+        (_, Some(child)) => Watched::Command(child),
+        _ => Watched::Everything,
+    };
+    let mut progress = Progress::new();
+    let end = session
+        .run(config.limit, watched, &mut signals, |session| {
+            progress.show(session);
+        })
+        .await;
+    progress.done();
+    let status = match &mut child {
+        Some(child) => Some(command::end(child).await?),
+        None => None,
+    };
+    let end = end?;
+    write(session, config, destination, end, signals).await?;
+    Ok(status.map_or(ExitCode::SUCCESS, |status| {
+        ExitCode::from(command::exit_code(status))
+    }))
+}
+
+/// Makes what the user selected known to the kernel, and starts the command if there is one.
+fn select(session: &mut Session, config: &Record) -> Result<Option<Child>> {
+    let Session {
+        targets, kernel, ..
+    } = session;
+    match &config.selection {
+        Selection::All => {
+            targets.scan(kernel)?;
+            if targets.running() == 0 {
+                eprintln!("no Python process runs yet: waiting for one");
+            }
+            Ok(None)
+        }
+        Selection::Pids(pids) => {
+            for &pid in pids {
+                targets.add_named(kernel, pid)?;
+                if config.children {
+                    targets.add_descendants(kernel, pid)?;
+                }
+            }
+            Ok(None)
+        }
+        Selection::Command(program) => {
+            let child = command::start(program)?;
+            let Some(pid) = child.id() else {
+                bail!("the command ended at once");
+            };
+            targets.follow(kernel, pid)?;
+            if config.children {
+                targets.add_descendants(kernel, pid)?;
+            }
+            Ok(Some(child))
+        }
+    }
+}
+
+/// Writes the profile, unless another signal says to quit at once, and the summary.
+async fn write(
+    session: Session,
+    config: Record,
+    destination: Destination,
+    end: End,
+    mut signals: Signals,
+) -> Result<()> {
+    let named = config.selection != Selection::All;
+    let counts = session.kernel.counts()?;
+    let Session { profile, tally, .. } = session;
+    let summary = tally.summary(&profile, &counts, named);
+    let opened = destination.open()?;
+    let temporary = opened.temporary();
+    let writing =
+        tokio::task::spawn_blocking(move || opened.write(|out| config.format.write(&profile, out)));
+    tokio::select! {
+        written = writing => written.context("the writer failed")??,
+        () = signals.next() => {
+            if let Some(temporary) = temporary {
+                let _ = std::fs::remove_file(temporary);
+            }
+            bail!("interrupted: the profile was not written");
+        }
+    }
+    if end == End::TargetsGone {
+        eprintln!("every process that was named has ended");
+    }
+    eprint!("{summary}");
+    if let Destination::File(path) | Destination::Stream(path) = &destination {
+        eprintln!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// The output that was asked for, or a name from the target and the time.
+fn path_of(config: &Record) -> PathBuf {
+    if let Some(path) = &config.output {
+        return path.clone();
+    }
+    let target = match &config.selection {
+        Selection::All => "python".to_owned(),
+        Selection::Pids(pids) => pids[0].to_string(),
+        Selection::Command(program) => PathBuf::from(&program[0]).file_name().map_or_else(
+            || "python".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        ),
+    };
+    let time = humantime::format_rfc3339_seconds(SystemTime::now());
+    let extension = config.format.extensions()[0];
+    PathBuf::from(format!("{target}-{time}.{extension}"))
+}

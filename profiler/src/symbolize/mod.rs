@@ -1,0 +1,5 @@
+//! Names for what the kernel copied.
+
+mod python;
+
+pub use python::Symbols;

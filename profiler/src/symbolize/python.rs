@@ -1,0 +1,178 @@
+//! Names Python frames of one process: (code object, identity, instruction) to an interned frame.
+//!
+//! A code object is read from the target at first sight, and its name holds for the identity that
+//! it was read with and for no other. What can't be read is `[unknown: reason]`, never a guess.
+
+use std::path::{Path, PathBuf};
+
+use profiler_ebpf::{Frame, Layout};
+use rustc_hash::FxHashMap;
+
+use crate::{
+    cpython::{Interpreter, LineTable, code},
+    memory::ProcessMemory,
+    profile::{FrameId, Function, FunctionId, Profile},
+};
+
+/// Code objects kept of one process. A program that makes new ones all the time would otherwise
+/// fill our memory; when the limit is reached all are read anew.
+const CODES_MAX: usize = 20_000;
+/// Frames kept of one process, likewise.
+const FRAMES_MAX: usize = 200_000;
+
+/// What is known of the code objects of one process.
+pub struct Symbols {
+    memory: ProcessMemory,
+    layout: Layout,
+    code_type: u64,
+    /// The process's root folder, seen from here.
+    root: PathBuf,
+    codes: FxHashMap<(u64, u32), Named>,
+    /// `None`: a frame that is not shown.
+    frames: FxHashMap<Frame, Option<FrameId>>,
+    short_files: FxHashMap<String, String>,
+}
+
+enum Named {
+    Function {
+        function: FunctionId,
+        lines: LineTable,
+    },
+    /// The shim around an inlined constructor: not shown.
+    Phantom,
+    Unknown(FrameId),
+}
+
+impl Symbols {
+    /// For the process `pid`, whose interpreter is this one.
+    pub fn new(pid: u32, interpreter: &Interpreter) -> Symbols {
+        Symbols {
+            memory: ProcessMemory::new(pid),
+            layout: interpreter.layout,
+            code_type: interpreter.target.code_type,
+            root: PathBuf::from(format!("/proc/{pid}/root")),
+            codes: FxHashMap::default(),
+            frames: FxHashMap::default(),
+            short_files: FxHashMap::default(),
+        }
+    }
+
+    /// The frame's name and line in `profile`; `None` if it is none of the program's own.
+    pub fn frame(&mut self, profile: &mut Profile, frame: &Frame) -> Option<FrameId> {
+        if let Some(&known) = self.frames.get(frame) {
+            return known;
+        }
+        let key = (frame.code, frame.identity);
+        if !self.codes.contains_key(&key) {
+            let named = self.read(profile, frame);
+            if self.codes.len() >= CODES_MAX {
+                self.codes.clear();
+            }
+            self.codes.insert(key, named);
+        }
+        let id = match &self.codes[&key] {
+            Named::Function { function, lines } => {
+                Some(profile.frame(*function, lines.line(frame.instruction)))
+            }
+            Named::Phantom => None,
+            Named::Unknown(marker) => Some(*marker),
+        };
+        if frame.identity == 0 {
+            // Unproven: the next such frame may be of another code object.
+            self.codes.remove(&key);
+        } else {
+            if self.frames.len() >= FRAMES_MAX {
+                self.frames.clear();
+            }
+            self.frames.insert(*frame, id);
+        }
+        id
+    }
+
+    fn read(&mut self, profile: &mut Profile, frame: &Frame) -> Named {
+        let code = code::read(
+            &self.memory,
+            &self.layout,
+            self.code_type,
+            frame.code,
+            frame.identity,
+        );
+        match code {
+            Ok(code) if code.phantom() => Named::Phantom,
+            Ok(code) => self.named(profile, code, frame.identity == 0),
+            Err(reason) => Named::Unknown(profile.marker(&format!("[unknown: {reason}]"))),
+        }
+    }
+
+    fn named(&mut self, profile: &mut Profile, code: code::Code, unproven: bool) -> Named {
+        let mut name = code.qualname.unwrap_or(code.name);
+        if unproven {
+            name.push_str(" [unproven]");
+        }
+        let short_file = match self.short_files.get(&code.filename) {
+            Some(short) => short.clone(),
+            None => {
+                let short = shorten(&self.root, &code.filename);
+                if self.short_files.len() >= CODES_MAX {
+                    self.short_files.clear();
+                }
+                self.short_files
+                    .insert(code.filename.clone(), short.clone());
+                short
+            }
+        };
+        let function = profile.function(Function {
+            name,
+            file: code.filename,
+            short_file,
+            first_line: code.first_line,
+        });
+        Named::Function {
+            function,
+            lines: code.lines,
+        }
+    }
+}
+
+/// The file's name from its outermost package on, as `import` would find it: folders with an
+/// `__init__.py` are packages. Looked up below `root`.
+fn shorten(root: &Path, file: &str) -> String {
+    let path = Path::new(file);
+    if !path.is_absolute() {
+        return file.to_owned();
+    }
+    let mut top = path;
+    for folder in path.ancestors().skip(1) {
+        let init = folder.join("__init__.py");
+        top = folder;
+        if !root.join(init.strip_prefix("/").unwrap_or(&init)).exists() {
+            break;
+        }
+    }
+    path.strip_prefix(top)
+        .map_or_else(|_| file.to_owned(), |short| short.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_from_their_package_on() {
+        let root = tempfile::tempdir().unwrap();
+        let package = root.path().join("lib/site/outer/inner");
+        std::fs::create_dir_all(&package).unwrap();
+        std::fs::write(package.join("__init__.py"), "").unwrap();
+        std::fs::write(package.join("../__init__.py"), "").unwrap();
+        let short = |file| shorten(root.path(), file);
+        assert_eq!(short("/lib/site/outer/inner/mod.py"), "outer/inner/mod.py");
+        assert_eq!(short("/lib/site/outer/mod.py"), "outer/mod.py");
+        assert_eq!(short("/lib/site/mod.py"), "mod.py");
+        assert_eq!(
+            short("<frozen importlib._bootstrap>"),
+            "<frozen importlib._bootstrap>"
+        );
+        assert_eq!(short("relative/mod.py"), "relative/mod.py");
+        assert_eq!(short("/"), "/");
+    }
+}

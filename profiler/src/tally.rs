@@ -1,0 +1,159 @@
+//! How the samples of a recording ended, every loss by name, and the summary that the user reads.
+
+use std::fmt::Write as _;
+
+use profiler_ebpf::{Counter, Outcome};
+
+use crate::{bpf::Counts, profile::Profile};
+
+/// How many of the hottest functions the summary names.
+const HOTTEST: usize = 5;
+
+/// What was counted while samples were read.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Samples that were read, by outcome.
+    pub outcomes: [u64; Outcome::ALL.len()],
+    /// Left out because they did not hold the GIL.
+    pub without_gil: u64,
+    /// Of processes that had been forgotten already.
+    pub forgotten: u64,
+    /// Of Python processes, before they were looked at.
+    pub not_looked: u64,
+    /// Records that were none.
+    pub undecodable: u64,
+    /// What there is to say about single processes.
+    pub notices: Vec<String>,
+}
+
+impl Tally {
+    fn of(&self, outcomes: &[Outcome]) -> u64 {
+        outcomes
+            .iter()
+            .map(|&outcome| self.outcomes[outcome as usize])
+            .sum()
+    }
+
+    /// Samples of Python code that were read, complete or not.
+    pub fn stacks(&self) -> u64 {
+        self.outcomes.iter().sum::<u64>()
+            - self.of(&[
+                Outcome::NoThreadState,
+                Outcome::NoInterpreter,
+                Outcome::NoFrames,
+            ])
+    }
+
+    /// The share of [`stacks`](Self::stacks) that are whole, in percent; 100 when there are none.
+    pub fn complete_percent(&self) -> f64 {
+        match self.stacks() {
+            0 => 100.0,
+            stacks => 100.0 * self.of(&[Outcome::Complete]) as f64 / stacks as f64,
+        }
+    }
+
+    /// Every sample that is not shown whole, by name, most first. `named` says that the user named
+    /// the processes, so that samples before their interpreter was up are of interest.
+    pub fn losses(&self, counts: &Counts, named: bool) -> Vec<(&'static str, u64)> {
+        let mut losses: Vec<(&'static str, u64)> = Outcome::ALL
+            .into_iter()
+            .filter_map(|outcome| Some((name(outcome)?, self.outcomes[outcome as usize])))
+            .collect();
+        losses.extend([
+            ("without the GIL", self.without_gil),
+            ("of a process that had ended", self.forgotten),
+            ("not understood", self.undecodable),
+            (
+                "lost: the ring buffer was full",
+                counts.counter(Counter::RingFull),
+            ),
+            (
+                "lost: too many processes",
+                counts.counter(Counter::TargetsFull),
+            ),
+            ("before the process was looked at", self.not_looked),
+        ]);
+        if named {
+            losses.push((
+                "before the interpreter was up",
+                counts.counter(Counter::NotPython),
+            ));
+        }
+        losses.retain(|&(_, count)| count > 0);
+        losses.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        losses
+    }
+
+    /// Samples that found no room on their way.
+    pub fn lost(counts: &Counts) -> u64 {
+        counts.counter(Counter::RingFull) + counts.counter(Counter::TargetsFull)
+    }
+
+    /// The summary of a recording, for stderr.
+    pub fn summary(&self, profile: &Profile, counts: &Counts, named: bool) -> String {
+        let mut text = String::new();
+        let mut line = |args: std::fmt::Arguments<'_>| {
+            writeln!(text, "{args}").expect("writing to a string");
+        };
+        let total = profile.total();
+        line(format_args!(
+            "{} samples of {} processes in {:.1} s, {:.1} % with a complete stack",
+            total.samples,
+            profile.processes_with_samples(),
+            profile.meta().duration.as_secs_f64(),
+            self.complete_percent(),
+        ));
+        for (name, count) in self.losses(counts, named) {
+            line(format_args!("  {count:>7} {name}"));
+        }
+        let events = counts.counter(Counter::EventLost);
+        if events > 0 {
+            line(format_args!(
+                "  {events:>7} starts and ends of processes were lost: the ring buffer was full"
+            ));
+        }
+        let frames = counts.counter(Counter::FrameUnproven);
+        if frames > 0 {
+            line(format_args!(
+                "  {frames:>7} frames whose code was not in memory: [unproven]"
+            ));
+        }
+        for notice in &self.notices {
+            line(format_args!("{notice}"));
+        }
+        if profile.is_empty() {
+            line(format_args!("the profile is empty: no Python code ran"));
+            return text;
+        }
+        line(format_args!("hottest functions by own time:"));
+        for (function, count) in profile.own_time().into_iter().take(HOTTEST) {
+            let share = 100.0 * count.samples as f64 / total.samples as f64;
+            let function = profile.function_of(function);
+            let name = crate::profile::escape(&function.name);
+            let file = crate::profile::escape(profile.shown_file(function));
+            if file.is_empty() {
+                line(format_args!("  {share:>5.1} %  {name}"));
+            } else {
+                line(format_args!("  {share:>5.1} %  {name} ({file})"));
+            }
+        }
+        text
+    }
+}
+
+/// What a sample that is not whole is called in the summary.
+fn name(outcome: Outcome) -> Option<&'static str> {
+    Some(match outcome {
+        Outcome::Complete => return None,
+        Outcome::TruncatedDepth => "truncated: deeper than 1024 frames",
+        Outcome::TruncatedFrame => "truncated: a caller's frame was unreadable",
+        Outcome::TruncatedCode => "truncated: a caller was not linked yet",
+        Outcome::TruncatedEntry => "truncated: a generator was not linked yet",
+        Outcome::UnreadableThread => "unreadable: the thread state",
+        Outcome::UnreadableFrame => "unreadable: the newest frame",
+        Outcome::UnreadableCode => "unreadable: the newest frame was not set up yet",
+        Outcome::NoThreadState => "not Python: threads that never ran Python",
+        Outcome::NoInterpreter => "not Python: the interpreter was starting or had ended",
+        Outcome::NoFrames => "not Python: threads between two calls into Python",
+    })
+}

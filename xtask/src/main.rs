@@ -3,6 +3,7 @@
 mod apt;
 mod ci;
 mod install;
+mod layouts;
 mod process;
 mod run;
 mod setup;
@@ -26,6 +27,8 @@ enum Task {
     Test(test::Args),
     /// Build and install pyebpf and its shell completions where sudo finds them.
     Install(install::Args),
+    /// Measure CPython's structures with the headers of the installed Pythons.
+    Layouts(layouts::Args),
     /// What continuous integration runs: format, lints, tests.
     Ci,
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Install(args) => install::run(&args),
+        Task::Layouts(args) => layouts::run(&args),
         Task::Ci => ci::run(),
     };
     match done {

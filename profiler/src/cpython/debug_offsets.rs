@@ -193,13 +193,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Layout, RuntimeRow), Refusal> {
     let thread = table.structure("thread_state", 1 << 20)?;
     let thread = thread.no_more_than(THREAD_SPAN_MAX - 8);
     layout.thread_next = thread.pointer("next")?;
-    layout.thread_interpreter = thread.pointer("interp")?;
     layout.thread_id = thread.pointer("thread_id")?;
     layout.thread_chunk = thread.pointer("datastack_chunk")?;
     // The walk reads a thread state up to the later of these two and no further.
     let read = layout.thread_id.max(layout.thread_chunk) + 8;
     let thread = thread.no_more_than(read as usize);
     layout.thread_frame = thread.pointer("current_frame")?;
+    layout.thread_interpreter = thread.pointer("interp")?;
     match minor {
         13 => layout.gil_offset = thread.at("status", 4)?,
         // 3.14 has `holds_gil` but does not say where.
@@ -322,3 +322,6 @@ fn word(bytes: &[u8], index: usize) -> Option<u64> {
     let bytes = bytes.get(8 * index..8 * index + 8)?;
     Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,11 @@ const MAX_TEXT: usize = 8 << 20;
 /// Most characters of the title; more do not fit into the picture.
 const MAX_TITLE: usize = 120;
 
+/// Where the samples go that have no frame wide enough, not even a root.
+const NARROW: &str = "[too narrow to be drawn]";
+
+const MARKER: Color = rgb(170, 162, 176);
+
 /// Writes the profile as an SVG; an empty profile is a picture that says so.
 pub fn write(profile: &Profile, out: &mut dyn Write) -> anyhow::Result<()> {
     if profile.is_empty() {
@@ -32,6 +37,7 @@ pub fn write(profile: &Profile, out: &mut dyn Write) -> anyhow::Result<()> {
     let (narrowest, raised) = narrowest(&tree);
     let mut lines = Vec::new();
     tree.lines(narrowest, |stack, samples| {
+        let stack = if stack.is_empty() { NARROW } else { stack };
         lines.push(format!("{stack} {samples}"));
         Ok::<(), std::convert::Infallible>(())
     })?;
@@ -98,6 +104,7 @@ fn palette(profile: &Profile) -> PaletteMap {
     let mut palette = PaletteMap::default();
     // inferno's own frame around everything has no name.
     palette.insert("", rgb(225, 225, 225));
+    palette.insert(NARROW, MARKER);
     for thread in profile.threads_with_samples() {
         palette.insert(profile.thread_label(thread), rgb(205, 208, 214));
         let process = profile.thread(thread).process;
@@ -121,7 +128,7 @@ fn colour(function: &Function, label: &str) -> Color {
     let shade = (hash(label) % 24) as u8;
     let spread = |range: u64| (by_file % range) as u8;
     if function.is_marker() {
-        rgb(170, 162, 176)
+        MARKER
     } else if is_package(&function.file) {
         rgb(120 + spread(60), 200 + shade, 130 + shade)
     } else if is_standard_library(&function.file) {
@@ -157,7 +164,7 @@ fn hash(text: &str) -> u64 {
     })
 }
 
-fn rgb(r: u8, g: u8, b: u8) -> Color {
+const fn rgb(r: u8, g: u8, b: u8) -> Color {
     Color { r, g, b }
 }
 
@@ -181,6 +188,44 @@ fn write_empty(profile: &Profile, out: &mut dyn Write) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::{Meta, Shape};
+    use std::time::{Duration, SystemTime};
+
+    /// What is drawn of `stacks` stacks of 300 functions that no other stack has, over one caller
+    /// if `shared`.
+    fn drawn(stacks: usize, shared: bool) -> String {
+        let meta = Meta {
+            started: SystemTime::UNIX_EPOCH,
+            rate: 99,
+            command: "pyebpf <record>".to_owned(),
+            duration: Duration::from_secs(1),
+        };
+        let mut profile = Profile::new(meta, Shape::default(), false);
+        let process = profile.add_process(1, String::new());
+        let thread = profile.add_thread(process, 1, String::new());
+        let root = profile.marker("[root]");
+        for stack in 0..stacks {
+            let own = (0..300).map(|frame| profile.marker(&format!("[{stack}-{frame}]")));
+            let own: Vec<_> = own.collect();
+            let stack = profile.stack(shared.then_some(root).into_iter().chain(own));
+            profile.record(0, thread, stack, 1);
+        }
+        let mut svg = Vec::new();
+        write(&profile, &mut svg).unwrap();
+        String::from_utf8(svg).unwrap()
+    }
+
+    #[test]
+    fn a_picture_too_large_leaves_out_the_narrowest_and_says_so() {
+        let svg = drawn(10, true);
+        assert!(svg.contains(">10 samples at 99 Hz in 1.0 s, 1 process<"), "{svg}");
+        assert_eq!(svg.matches("<rect").count(), 2 + 1 + 10 * 300);
+        let svg = drawn(200, true);
+        assert!(svg.contains("1 process; frames below 2 samples are not drawn<"));
+        assert!(svg.contains("[root] (200 samples, 100.00%)"));
+        let svg = drawn(200, false);
+        assert!(svg.contains(&format!("{NARROW} (200 samples, 100.00%)")));
+    }
 
     #[test]
     fn code_is_coloured_by_whose_it_is() {

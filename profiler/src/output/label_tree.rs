@@ -152,3 +152,55 @@ fn children(tree: &StackTable, labels: &IndexSet<String>) -> (Vec<u32>, Vec<u32>
     }
     (children, first)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::{Meta, Shape};
+    use std::time::{Duration, SystemTime};
+
+    /// A tree of these stacks of markers, with their samples.
+    fn tree(stacks: &[(&[&str], u64)]) -> LabelTree {
+        let meta = Meta {
+            started: SystemTime::UNIX_EPOCH,
+            rate: 99,
+            command: String::new(),
+            duration: Duration::ZERO,
+        };
+        let mut profile = Profile::new(meta, Shape::default(), false);
+        let process = profile.add_process(1, String::new());
+        let thread = profile.add_thread(process, 1, String::new());
+        for (labels, samples) in stacks {
+            let frames: Vec<FrameId> = labels.iter().map(|label| profile.marker(label)).collect();
+            let stack = profile.stack(frames);
+            (0..*samples).for_each(|time| profile.record(time, thread, stack, 1));
+        }
+        LabelTree::new(&profile)
+    }
+
+    fn lines(tree: &LabelTree, narrowest: u64) -> Vec<String> {
+        let mut lines = Vec::new();
+        let each = |stack: &str, samples| {
+            lines.push(format!("{stack} {samples}"));
+            Ok::<(), ()>(())
+        };
+        tree.lines(narrowest, each).unwrap();
+        lines
+    }
+
+    #[test]
+    fn narrow_frames_are_counted_for_their_caller() {
+        let tree = tree(&[
+            (&["[b]", "[x]"], 1),
+            (&["[a]", "[x]", "[y]"], 2),
+            (&["[a]", "[z]"], 1),
+            (&["[a]"], 3),
+        ]);
+        assert_eq!(
+            lines(&tree, 0),
+            ["[a] 3", "[a];[x];[y] 2", "[a];[z] 1", "[b];[x] 1"]
+        );
+        assert_eq!(lines(&tree, 2), [" 1", "[a] 4", "[a];[x];[y] 2"]);
+        assert_eq!((tree.samples(), tree.frames(0), tree.frames(2)), (7, 6, 3));
+    }
+}

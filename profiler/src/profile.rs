@@ -3,15 +3,20 @@
 //! `output`, the live view and `export`. It reads nothing from a process and writes no format.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use indexmap::IndexSet;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 pub use self::label::escape;
+pub use self::parts::{
+    Count, Frame, FrameId, Function, FunctionId, LineShape, Meta, Moment, Process, ProcessId,
+    Shape, StackId, Thread, ThreadId,
+};
 use self::stack_table::StackTable;
 
 mod label;
+mod parts;
 pub(crate) mod stack_table;
 
 /// Most nodes of the stack tree: 16 bytes each, so about 12 MiB when full.
@@ -27,143 +32,6 @@ const FULL_FUNCTIONS: &str = "[unknown: too many different functions]";
 const FULL_STACKS: &str = "[unknown: too many different stacks]";
 /// Shown for a stack without any frame, so that no output has to name nothing.
 const EMPTY_STACK: &str = "[unknown: empty stack]";
-
-/// Index of a process of one [`Profile`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ProcessId(u32);
-
-/// Index of a thread of one [`Profile`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ThreadId(u32);
-
-/// Index of a function of one [`Profile`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FunctionId(u32);
-
-/// Index of a frame of one [`Profile`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FrameId(u32);
-
-impl FrameId {
-    /// The number itself, for formats that have ids of their own.
-    pub fn index(self) -> u32 {
-        self.0
-    }
-}
-
-/// Index of a stack of one [`Profile`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StackId(u32);
-
-/// Which line a frame carries.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LineShape {
-    /// The line that was running.
-    #[default]
-    Current,
-    /// The function's first line, which folds the lines of a function into one frame.
-    First,
-    /// None at all.
-    None,
-}
-
-/// How much of what is known the outputs show.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shape {
-    pub line: LineShape,
-    /// A frame with the thread's id and name below its stacks.
-    pub threads: bool,
-    /// Full file names in labels, not the short ones.
-    pub full_filenames: bool,
-    /// A frame with the process's id and command line, where more than one process has samples.
-    pub processes: bool,
-}
-
-/// What the recording was.
-#[derive(Clone, Debug)]
-pub struct Meta {
-    /// When sampling began.
-    pub started: SystemTime,
-    /// Samples a second that were asked for.
-    pub rate: u32,
-    /// The command line of pyebpf itself.
-    pub command: String,
-    /// For how long it sampled; see [`Profile::set_duration`].
-    pub duration: Duration,
-}
-
-/// A process that was sampled.
-#[derive(Clone, Debug)]
-pub struct Process {
-    /// As seen from our own PID namespace.
-    pub pid: u32,
-    pub command_line: String,
-}
-
-/// A thread that was sampled.
-#[derive(Clone, Debug)]
-pub struct Thread {
-    pub process: ProcessId,
-    /// As seen from our own PID namespace.
-    pub tid: u32,
-    /// The kernel's name of it.
-    pub comm: String,
-    /// Python's name of it, empty when that is not known.
-    pub name: String,
-}
-
-/// A function, or a marker that stands where no function is known.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Function {
-    /// The qualified name where the version has one.
-    pub name: String,
-    /// The file name as the code object has it. Markers have none.
-    pub file: String,
-    /// The part of the file name that is shown by default.
-    pub short_file: String,
-    /// Line of the definition; 0 when unknown.
-    pub first_line: u32,
-}
-
-impl Function {
-    /// Whether this is a bare label such as `[truncated: …]` instead of a function.
-    pub fn is_marker(&self) -> bool {
-        self.file.is_empty() && self.name.starts_with('[') && self.name.ends_with(']')
-    }
-}
-
-/// A function and the line that is shown for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Frame {
-    pub function: FunctionId,
-    /// `None` for markers, and where the shape or the data have no line.
-    pub line: Option<u32>,
-}
-
-/// How often something was seen, and for how much time that stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    pub samples: u64,
-    /// Nanoseconds.
-    pub time: u64,
-}
-
-impl Count {
-    fn add(&mut self, other: Count) {
-        self.samples = self.samples.saturating_add(other.samples);
-        self.time = self.time.saturating_add(other.time);
-    }
-}
-
-/// One sample of a thread, kept where the format needs them in the order of time.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// Nanoseconds of `CLOCK_MONOTONIC`.
-    pub time: u64,
-    pub stack: StackId,
-    /// Nanoseconds, at most `u32::MAX` (4.3 s, longer than any sampling period).
-    pub weight: u32,
-}
 
 /// The folded result. Ids belong to the profile that gave them out.
 #[derive(Debug)]
@@ -355,18 +223,22 @@ impl Profile {
         seen.len()
     }
 
+    /// The process of this id.
     pub fn process(&self, id: ProcessId) -> &Process {
         &self.processes[id.0 as usize]
     }
 
+    /// The thread of this id.
     pub fn thread(&self, id: ThreadId) -> &Thread {
         &self.threads[id.0 as usize]
     }
 
+    /// The function of this id.
     pub fn function_of(&self, id: FunctionId) -> &Function {
         &self.functions[id.0 as usize]
     }
 
+    /// The frame of this id.
     pub fn frame_of(&self, id: FrameId) -> Frame {
         self.frames[id.0 as usize]
     }

@@ -1,5 +1,7 @@
 //! What a profile promises: interning, shapes, labels, counts, limits.
 
+use std::time::SystemTime;
+
 use super::*;
 
 fn profile(shape: Shape) -> Profile {
@@ -223,4 +225,22 @@ fn names_and_stacks_without_end_become_markers() {
     let mut path = Vec::new();
     profile.frames_of(full, &mut path);
     assert_eq!(profile.frame_label(path[0]), FULL_STACKS);
+}
+
+#[test]
+fn lines_without_end_are_dropped() {
+    let mut profile = profile(Shape::default());
+    let id = profile.function(function("f"));
+    let frames: Vec<FrameId> = (0..=MAX_FRAMES as u32)
+        .map(|line| profile.frame(id, Some(line)))
+        .collect();
+    assert_eq!(profile.frame_of(frames[0]).line, Some(0));
+    assert_eq!(
+        profile.frame_of(frames[MAX_FRAMES]),
+        Frame {
+            function: id,
+            line: None
+        }
+    );
+    assert_eq!(profile.frame(id, Some(u32::MAX)), frames[MAX_FRAMES]);
 }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,14 +15,39 @@ use bytemuck::Zeroable;
 use profiler_ebpf::python::Walk;
 use profiler_ebpf::{Outcome, Target};
 use pyebpf::cpython::code::read;
-use pyebpf::cpython::{Binaries, Detection, Interpreter, detect};
+use pyebpf::cpython::{Binaries, Detection, Interpreter, detect, threads};
 use pyebpf::memory::ProcessMemory;
 use serde::Deserialize;
 
 /// Says what it is and what its frames are, then waits with the GIL released, at the same line.
 const PROGRAM: &str = "
-import json, sys
+import json, os, sys, threading
 from _thread import get_ident
+
+def tid():
+    try:
+        return threading.get_native_id()
+    except AttributeError:
+        return int(os.path.basename(os.readlink('/proc/thread-self')))
+
+names = {tid(): 'MainThread'}
+class Worker(threading.Thread):
+    def __init__(self, name):
+        super().__init__(name=name, daemon=True)
+        self.own, self.ready = 'attribute', threading.Event()
+        self.start()
+        self.ready.wait()
+    def run(self):
+        names[tid()] = self.name
+        self.ready.set()
+        threading.Event().wait()
+for name in ['größe', '労働者', 'plain', 'x' * 256]:
+    Worker(name)
+named = threading.Thread(target=lambda: (names.update({tid(): 'late'}), threading.Event().wait()))
+named.daemon = True
+named.start()
+while 'late' not in names.values(): pass
+vars(named)['_name'] = 'late'
 
 def say(frame):
     frames = []
@@ -35,6 +61,7 @@ def say(frame):
         'code_type': id(type(say.__code__)),
         'thread': get_ident(),
         'frames': frames,
+        'names': names,
     }), flush=True)
 
 class Étage:
@@ -70,7 +97,7 @@ const FILE: &str = "/srv/データ/naïve/𒀀.py";
 const OLD_PROGRAM: &str = "
 import json, sys
 print(json.dumps({'version': '%d.%d.%d' % sys.version_info[:3], 'code_type': 0, 'thread': 0,
-                  'frames': []}))
+                  'frames': [], 'names': {}}))
 sys.stdout.flush()
 sys.stdin.readline()
 ";
@@ -82,6 +109,8 @@ struct Said {
     code_type: u64,
     thread: u64,
     frames: Vec<(u64, String, Option<String>, String, u32)>,
+    /// Thread id to name.
+    names: HashMap<u32, String>,
 }
 
 struct Running {
@@ -130,6 +159,8 @@ impl Running {
         direct.interpreters = 0;
         self.check_frames(&interpreter, &interpreter.target);
         self.check_frames(&interpreter, &direct);
+        let names = threads::names(self.pid(), &interpreter);
+        assert_eq!(names, self.said.names, "{}", self.said.version);
         interpreter
     }
 

@@ -136,6 +136,12 @@ int main(void) {
     ROW(str_state, AT(PyASCIIObject, state));
     ROW(str_ascii, sizeof(PyASCIIObject));
     ROW(str_compact, sizeof(PyCompactUnicodeObject));
+#if MINOR <= 11
+    ROW(modules, AT(PyInterpreterState, modules));
+#else
+    ROW(modules, AT(PyInterpreterState, imports.modules));
+#endif
+    ROW(type_keys, AT(PyHeapTypeObject, ht_cached_keys));
     return 0;
 }
 

@@ -6,12 +6,14 @@ mod accessors;
 mod binary;
 pub mod code;
 mod debug_offsets;
+mod dict;
 mod elf;
 mod lines;
 mod mappings;
 #[cfg(test)]
 mod recorded;
 mod rows;
+pub mod threads;
 mod unicode;
 mod version;
 

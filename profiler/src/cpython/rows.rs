@@ -47,6 +47,8 @@ struct Rows {
     str_state: Row,
     str_ascii: Row,
     str_compact: Row,
+    modules: Row,
+    type_keys: Row,
 }
 
 /// Columns: 3.6, 3.7, 3.8, 3.9, 3.10, 3.11, 3.12, 3.13, 3.14, 3.15. The first group is in
@@ -83,6 +85,8 @@ static ROWS: Rows = Rows {
     str_state: [32, 32, 32, 32, 32, 32, 32, 32, 32, 32],
     str_ascii: [48, 48, 48, 48, 48, 48, 40, 40, 40, 40],
     str_compact: [72, 72, 72, 72, 72, 72, 56, 56, 56, 56],
+    modules: [16, 40, 56, 856, 856, 888, 944, 7656, 7688, 7592],
+    type_keys: [856, 856, 872, 864, 872, 872, 880, 880, 880, 888],
 };
 
 /// Bit of `PyThreadState._status` that is set while the thread holds the GIL (3.13,
@@ -106,6 +110,15 @@ pub(super) struct RuntimeRow {
     pub tss_key: u32,
 }
 
+/// What leads to the names of threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NamesRow {
+    /// `PyInterpreterState.modules`, from 3.12 on `imports.modules`: the dictionary of modules.
+    pub modules: u32,
+    /// `PyHeapTypeObject.ht_cached_keys`: the keys that instances of a class share.
+    pub type_keys: u32,
+}
+
 fn column(minor: u8) -> Option<usize> {
     (FIRST_MINOR..=LAST_MINOR)
         .contains(&minor)
@@ -119,6 +132,15 @@ pub(super) fn runtime(minor: u8) -> Option<RuntimeRow> {
         interpreters_head: ROWS.interpreters_head[column],
         current: ROWS.current[column],
         tss_key: ROWS.tss_key[column],
+    })
+}
+
+/// What leads to the names of threads of Python 3.`minor`, where that is supported.
+pub(super) fn names(minor: u8) -> Option<NamesRow> {
+    let column = column(minor)?;
+    Some(NamesRow {
+        modules: ROWS.modules[column],
+        type_keys: ROWS.type_keys[column],
     })
 }
 

@@ -1,0 +1,180 @@
+//! The names that a program gave its threads: `threading._active` of the target, read from outside
+//! (sys.modules → threading → `_active` → each `Thread`'s `_name`). Best effort: anything odd is an
+//! absence, every count is bounded, and a name that changes while it is read may be missed.
+
+use std::collections::HashMap;
+use std::fs;
+
+use profiler_ebpf::Layout;
+use profiler_ebpf::python::Memory;
+
+use super::rows::{self, NamesRow};
+use super::unicode::read_str;
+use super::{Interpreter, dict};
+use crate::memory::{ProcessMemory, read_u32, read_u64};
+
+/// Most interpreters of one process that are asked.
+const INTERPRETERS_MAX: usize = 8;
+/// Most characters of a thread's name.
+const NAME_MAX: usize = 256;
+
+/// `PyModuleObject.md_dict` (`Include/internal/pycore_moduleobject.h`; 3.6: `moduleobject.c`).
+const MODULE_DICT: u64 = 16;
+/// `PyTypeObject.tp_basicsize`, `tp_flags` and `tp_dictoffset` (`Include/cpython/object.h`), the
+/// same on every version.
+const TYPE_BASIC_SIZE: u64 = 32;
+const TYPE_FLAGS: u64 = 168;
+const TYPE_DICT_OFFSET: u64 = 288;
+/// Bits of `tp_flags` (`Include/object.h`): attributes in an array behind the object (from 3.13),
+/// and a dictionary that the interpreter keeps before the object (from 3.11).
+const INLINE_VALUES: u64 = 1 << 2;
+const MANAGED_DICT: u64 = 1 << 4;
+/// Where an object's managed dictionary and, on 3.11, its array of values are pointed to, in bytes
+/// before the object.
+const DICT_BEFORE: u64 = 24;
+const VALUES_BEFORE: u64 = 32;
+/// The digits of an `int`, each of 30 bits, and the word with their number.
+const INT_SIZE: u64 = 16;
+const INT_DIGITS: u64 = 24;
+/// `offsetof(struct pthread, tid)`; glibc nptl/descr.h, x86-64, the same since 2.4. What lies
+/// elsewhere under another C library names no thread of the process, and is dropped.
+const GLIBC_TID: u64 = 0x2d0;
+
+/// The names of the threads of process `pid`, by thread id as seen from our own PID namespace.
+pub fn names(pid: u32, interpreter: &Interpreter) -> HashMap<u32, String> {
+    let memory = ProcessMemory::new(pid);
+    let tids = tids(pid);
+    named(&memory, interpreter)
+        .into_iter()
+        .filter_map(|(control_block, name)| {
+            let tid = read_u32(&memory, control_block.wrapping_add(GLIBC_TID))?;
+            Some((*tids.get(&tid)?, name))
+        })
+        .collect()
+}
+
+/// The threads of process `pid`: ids in the process's own PID namespace, and in ours.
+fn tids(pid: u32) -> HashMap<u32, u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    tasks
+        .filter_map(|task| {
+            let ours = task.file_name().to_str()?.parse().ok()?;
+            let status = fs::read_to_string(task.path().join("status")).ok()?;
+            // All ids, from our namespace inwards.
+            let ids = status
+                .lines()
+                .find_map(|line| line.strip_prefix("NSpid:"))?;
+            let inner = ids.split_whitespace().next_back()?.parse().ok()?;
+            Some((inner, ours))
+        })
+        .collect()
+}
+
+/// The names by thread control block, which is what `threading.get_ident()` gives on Linux.
+fn named(memory: &impl Memory, interpreter: &Interpreter) -> Vec<(u64, String)> {
+    let mut found = Vec::new();
+    let Some(row) = rows::names(interpreter.version.minor) else {
+        return found;
+    };
+    let reader = Reader {
+        memory,
+        layout: &interpreter.layout,
+        row,
+    };
+    let mut next = read_u64(memory, interpreter.target.interpreters);
+    for _ in 0..INTERPRETERS_MAX {
+        let Some(state) = next.filter(|state| *state != 0) else {
+            break;
+        };
+        found.extend(reader.of_interpreter(state).unwrap_or_default());
+        let link = interpreter.layout.interpreter_next;
+        next = read_u64(memory, state.wrapping_add(link.into()));
+    }
+    found
+}
+
+struct Reader<'a, M> {
+    memory: &'a M,
+    layout: &'a Layout,
+    row: NamesRow,
+}
+
+impl<M: Memory> Reader<'_, M> {
+    fn of_interpreter(&self, state: u64) -> Option<Vec<(u64, String)>> {
+        let modules = self.word(state.wrapping_add(self.row.modules.into()))?;
+        let threading = self.item(modules, "threading")?;
+        let globals = self.word(threading.wrapping_add(MODULE_DICT))?;
+        let active = self.item(globals, "_active")?;
+        let entries = dict::entries(self.memory, self.layout, active)?;
+        let names = entries.filter_map(|(ident, thread)| {
+            let name = self.attribute(thread, "_name")?;
+            let name = read_str(self.memory, self.layout, name, NAME_MAX).ok()?;
+            Some((self.int(ident)?, name))
+        });
+        Some(names.collect())
+    }
+
+    /// The value of a `str` key of a dictionary.
+    fn item(&self, dict: u64, key: &str) -> Option<u64> {
+        let mut entries = dict::entries(self.memory, self.layout, dict)?;
+        entries.find_map(|(name, value)| self.is(name, key).then_some(value))
+    }
+
+    fn is(&self, text: u64, expected: &str) -> bool {
+        read_str(self.memory, self.layout, text, expected.len()).is_ok_and(|text| text == expected)
+    }
+
+    /// An instance's attribute, wherever the version keeps those.
+    fn attribute(&self, object: u64, name: &str) -> Option<u64> {
+        let class = self.word(object.wrapping_add(self.layout.object_type.into()))?;
+        let flags = self.word(class.wrapping_add(TYPE_FLAGS))?;
+        let minor = self.layout.version & 0xff;
+        if minor < 11 || flags & MANAGED_DICT == 0 {
+            let offset = self.word(class.wrapping_add(TYPE_DICT_OFFSET))?;
+            let dict = self.word(object.wrapping_add(offset))?;
+            return self.item(dict, name);
+        }
+        let dict = self.word(object.wrapping_sub(DICT_BEFORE))?;
+        let values = match minor {
+            11 => self.word(object.wrapping_sub(VALUES_BEFORE))?,
+            // The lowest bit tells an array from a dictionary; the array begins at the next byte.
+            12 if dict & 1 != 0 => dict.wrapping_add(1),
+            13.. if dict == 0 && flags & INLINE_VALUES != 0 => {
+                let size = self.word(class.wrapping_add(TYPE_BASIC_SIZE))?;
+                object.wrapping_add(size)
+            }
+            _ => 0,
+        };
+        if values == 0 {
+            return self.item(dict, name);
+        }
+        let keys = self.word(class.wrapping_add(self.row.type_keys.into()))?;
+        let mut entries = dict::split(self.memory, self.layout, keys, values)?;
+        entries.find_map(|(key, value)| self.is(key, name).then_some(value))
+    }
+
+    /// An `int` of at most 64 bits, not negative.
+    fn int(&self, object: u64) -> Option<u64> {
+        let size = self.word(object.wrapping_add(INT_SIZE))?;
+        // From 3.12 on the three lowest bits are flags, of which the first two are the sign.
+        let digits = match self.layout.version {
+            ..0x30c => size,
+            _ => size >> 3,
+        };
+        if !(1..=3).contains(&digits) {
+            return None;
+        }
+        (0..digits).try_fold(0, |number, digit| {
+            let at = object.wrapping_add(INT_DIGITS + 4 * digit);
+            let value = u64::from(read_u32(self.memory, at)?);
+            // The third digit has room for four bits only.
+            (value << (30 * digit) >> (30 * digit) == value)
+                .then_some(number | value << (30 * digit))
+        })
+    }
+
+    fn word(&self, address: u64) -> Option<u64> {
+        read_u64(self.memory, address)
+    }
+}

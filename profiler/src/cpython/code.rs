@@ -155,3 +155,169 @@ fn field<const N: usize>(bytes: &[u8], offset: u32) -> Option<[u8; N]> {
     let at = offset as usize;
     bytes.get(at..at.checked_add(N)?)?.try_into().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::super::recorded::{Recorded, Same};
+    use super::super::rows;
+    use super::*;
+
+    const CODE: u64 = 0x1000;
+    const TYPE: u64 = 0x77_7000;
+    const NAME: u64 = 0x2000;
+    const FILE: u64 = 0x3000;
+    const TABLE: u64 = 0x4000;
+
+    fn put(object: &mut [u8], at: u32, bytes: &[u8]) {
+        object[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// A code object at [`CODE`] named `name` in `/srv/some/folder.py`, whose table says that it
+    /// has `table` bytes.
+    fn recorded(layout: &Layout, name: &str, table: u64) -> Recorded {
+        let mut memory = Recorded::default();
+        for (address, text) in [(NAME, name), (FILE, "/srv/some/folder.py")] {
+            let mut object = vec![0; layout.str_ascii as usize];
+            put(
+                &mut object,
+                layout.str_length,
+                &(text.len() as u64).to_le_bytes(),
+            );
+            // One byte a character, compact, ASCII.
+            put(&mut object, layout.str_state, &0x64_u32.to_le_bytes());
+            object.extend_from_slice(text.as_bytes());
+            memory.put(address, &object);
+        }
+        let mut object = vec![0; layout.bytes_data as usize];
+        put(&mut object, layout.bytes_size, &table.to_le_bytes());
+        object.extend_from_slice(&[0xe8, 4]);
+        memory.put(TABLE, &object);
+        let mut object = vec![0; 256];
+        put(&mut object, layout.object_type, &TYPE.to_le_bytes());
+        put(&mut object, layout.code_name, &NAME.to_le_bytes());
+        put(&mut object, layout.code_filename, &FILE.to_le_bytes());
+        put(&mut object, layout.code_linetable, &TABLE.to_le_bytes());
+        put(&mut object, layout.code_first_line, &7_u32.to_le_bytes());
+        if layout.code_qualname != 0 {
+            put(&mut object, layout.code_qualname, &NAME.to_le_bytes());
+        }
+        memory.put(CODE, &object);
+        memory
+    }
+
+    /// Becomes other memory after some reads.
+    struct Changing {
+        before: Recorded,
+        after: Recorded,
+        reads: Cell<u32>,
+    }
+
+    impl Memory for Changing {
+        fn read(&self, address: u64, into: &mut [u8]) -> bool {
+            let left = self.reads.get();
+            self.reads.set(left.saturating_sub(1));
+            let memory = if left > 0 { &self.before } else { &self.after };
+            memory.read(address, into)
+        }
+    }
+
+    #[test]
+    fn a_code_object_is_read_for_the_identity_that_was_sampled() {
+        for minor in rows::FIRST_MINOR..=rows::LAST_MINOR {
+            let layout = rows::layout(minor).unwrap();
+            let memory = recorded(&layout, "spam", 2);
+            let sampled = identity(&memory, &layout, TYPE, CODE).unwrap();
+            for known in [sampled, 0] {
+                let code = read(&memory, &layout, TYPE, CODE, known).unwrap();
+                assert_eq!(code.name, "spam");
+                assert_eq!(code.qualname.is_some(), minor >= 11);
+                assert_eq!(code.filename, "/srv/some/folder.py");
+                assert_eq!(code.first_line, 7);
+            }
+            let other = read(&memory, &layout, TYPE, CODE, sampled ^ 1);
+            assert_eq!(other, Err(Reason::Replaced));
+            let not_code = read(&memory, &layout, TYPE + 8, CODE, sampled);
+            assert_eq!(not_code, Err(Reason::NotCode));
+            let gone = read(&memory, &layout, TYPE, CODE + 0x10_0000, sampled);
+            assert_eq!(gone, Err(Reason::Unreadable));
+        }
+    }
+
+    #[test]
+    fn an_object_that_changes_while_it_is_read_is_not_named() {
+        for minor in [9, 12] {
+            let layout = rows::layout(minor).unwrap();
+            let mut named = 0;
+            for reads in 0..32 {
+                let memory = Changing {
+                    before: recorded(&layout, "spam", 2),
+                    after: Recorded::default(),
+                    reads: Cell::new(reads),
+                };
+                if let Ok(code) = read(&memory, &layout, TYPE, CODE, 0) {
+                    assert_eq!(code.name, "spam");
+                    named += 1;
+                }
+            }
+            assert!((1..25).contains(&named), "{named}");
+            for reads in 0..32 {
+                let memory = Changing {
+                    before: recorded(&layout, "spam", 2),
+                    after: eggs(&layout),
+                    reads: Cell::new(reads),
+                };
+                match read(&memory, &layout, TYPE, CODE, 0) {
+                    Ok(code) if code.first_line == 7 => assert_eq!(code.name, "spam"),
+                    Ok(code) => assert_eq!((code.name.as_str(), code.first_line), ("eggs", 8)),
+                    Err(reason) => assert_eq!(reason, Reason::Replaced),
+                }
+            }
+        }
+    }
+
+    /// Another function with the same pointers, a line further down.
+    fn eggs(layout: &Layout) -> Recorded {
+        let mut memory = recorded(layout, "eggs", 2);
+        let mut object = vec![0; 256];
+        assert!(memory.read(CODE, &mut object));
+        put(&mut object, layout.code_first_line, &8_u32.to_le_bytes());
+        memory.put(CODE, &object);
+        memory
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_read() {
+        let layout = rows::layout(11).unwrap();
+        let memory = recorded(&layout, &"n".repeat(TEXT_MAX), 2);
+        assert!(read(&memory, &layout, TYPE, CODE, 0).is_ok());
+        let memory = recorded(&layout, &"n".repeat(TEXT_MAX + 1), 2);
+        assert_eq!(read(&memory, &layout, TYPE, CODE, 0), Err(Reason::TooLong));
+        for size in [TABLE_MAX as u64 + 1, u64::MAX] {
+            let memory = recorded(&layout, "spam", size);
+            assert_eq!(read(&memory, &layout, TYPE, CODE, 0), Err(Reason::TooLong));
+        }
+    }
+
+    #[test]
+    fn any_memory_ends_without_a_panic() {
+        for minor in rows::FIRST_MINOR..=rows::LAST_MINOR {
+            let layout = rows::layout(minor).unwrap();
+            for word in [
+                0,
+                1,
+                0x64,
+                0x2c,
+                0x30,
+                4096,
+                1 << 20,
+                u64::MAX,
+                u64::MAX - 7,
+            ] {
+                let found = read(&Same(word), &layout, 0, 64, 0);
+                assert!(found.is_err() || word < 1 << 21, "{word}: {found:?}");
+            }
+        }
+    }
+}

@@ -14,6 +14,19 @@ impl Recorded {
     }
 }
 
+/// Memory in which every word has this one value: a pointer leads back to where it stands.
+pub(super) struct Same(pub(super) u64);
+
+impl Memory for Same {
+    fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        let bytes = self.0.to_le_bytes();
+        for (at, byte) in into.iter_mut().enumerate() {
+            *byte = bytes[(address as usize).wrapping_add(at) % 8];
+        }
+        true
+    }
+}
+
 impl Memory for Recorded {
     fn read(&self, address: u64, into: &mut [u8]) -> bool {
         let Some((start, bytes)) = self.0.range(..=address).next_back() else {

@@ -2,6 +2,7 @@
 //! (sys.modules → threading → `_active` → each `Thread`'s `_name`). Best effort: anything odd is an
 //! absence, every count is bounded, and a name that changes while it is read may be missed.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 
@@ -17,6 +18,10 @@ use crate::memory::{ProcessMemory, read_u32, read_u64};
 const INTERPRETERS_MAX: usize = 8;
 /// Most characters of a thread's name.
 const NAME_MAX: usize = 256;
+
+/// How much is read for all names of a process, in [`Budget`]'s unit: some thousand modules and
+/// threads. What a process makes us follow could branch without end.
+const BUDGET: usize = 300_000;
 
 /// `PyModuleObject.md_dict` (`Include/internal/pycore_moduleobject.h`; 3.6: `moduleobject.c`).
 const MODULE_DICT: u64 = 16;
@@ -77,6 +82,10 @@ fn named(memory: &impl Memory, interpreter: &Interpreter) -> Vec<(u64, String)> 
     let Some(row) = rows::names(interpreter.version.minor) else {
         return found;
     };
+    let memory = &Budget {
+        memory,
+        left: Cell::new(BUDGET),
+    };
     let reader = Reader {
         memory,
         layout: &interpreter.layout,
@@ -92,6 +101,20 @@ fn named(memory: &impl Memory, interpreter: &Interpreter) -> Vec<(u64, String)> 
         next = read_u64(memory, state.wrapping_add(link.into()));
     }
     found
+}
+
+/// Memory that ends once enough of it was read: a unit for each read and for each 64 bytes.
+struct Budget<'a, M> {
+    memory: &'a M,
+    left: Cell<usize>,
+}
+
+impl<M: Memory> Memory for Budget<'_, M> {
+    fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        let left = self.left.get().checked_sub(1 + into.len() / 64);
+        self.left.set(left.unwrap_or(0));
+        left.is_some() && self.memory.read(address, into)
+    }
 }
 
 struct Reader<'a, M> {
@@ -176,5 +199,69 @@ impl<M: Memory> Reader<'_, M> {
 
     fn word(&self, address: u64) -> Option<u64> {
         read_u64(self.memory, address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Version;
+    use super::super::recorded::{Recorded, Same};
+    use super::*;
+
+    fn interpreter(minor: u8) -> Interpreter {
+        Interpreter {
+            version: Version {
+                major: 3,
+                minor,
+                micro: 0,
+            },
+            layout: rows::layout(minor).unwrap(),
+            binary: "/usr/bin/python3".into(),
+            target: profiler_ebpf::Target {
+                interpreters: 64,
+                ..Default::default()
+            },
+        }
+    }
+
+    #[test]
+    fn memory_that_leads_back_to_itself_gives_no_name_and_ends() {
+        for minor in rows::FIRST_MINOR..=rows::LAST_MINOR {
+            for word in [0, 8, 255, 40_000, u64::MAX] {
+                assert_eq!(
+                    named(&Same(word), &interpreter(minor)),
+                    [],
+                    "3.{minor} {word}"
+                );
+            }
+            assert_eq!(named(&Recorded::default(), &interpreter(minor)), []);
+        }
+    }
+
+    #[test]
+    fn numbers_of_up_to_64_bits_are_read_and_longer_ones_are_not() {
+        let int = |minor, size: u64, digits: [u32; 3]| {
+            let mut object = vec![0; INT_SIZE as usize];
+            object.extend_from_slice(&size.to_le_bytes());
+            object.extend(digits.iter().flat_map(|digit| digit.to_le_bytes()));
+            let mut memory = Recorded::default();
+            memory.put(4096, &object);
+            let reader = Reader {
+                memory: &memory,
+                layout: &rows::layout(minor).unwrap(),
+                row: rows::names(minor).unwrap(),
+            };
+            reader.int(4096)
+        };
+        assert_eq!(int(9, 2, [1, 2, 0]), Some(1 + (2 << 30)));
+        assert_eq!(
+            int(9, 3, [u32::MAX >> 2, u32::MAX >> 2, 15]),
+            Some(u64::MAX)
+        );
+        assert_eq!(int(9, 3, [0, 0, 16]), None);
+        assert_eq!(int(9, 0, [0; 3]), None);
+        assert_eq!(int(9, u64::MAX, [1, 2, 3]), None, "negative");
+        assert_eq!(int(12, 2 << 3, [1, 2, 0]), Some(1 + (2 << 30)));
+        assert_eq!(int(12, 4 << 3, [1, 2, 3]), None);
     }
 }

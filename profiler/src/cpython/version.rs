@@ -85,7 +85,7 @@ impl Stated {
 
 /// A plain decimal number: `str::parse` would take a sign too.
 fn number(text: &str) -> Option<u8> {
-    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit());
     plain.then(|| text.parse().ok()).flatten()
 }
 

@@ -118,4 +118,26 @@ mod tests {
         assert_eq!(read_bytes(&own(), address, u64::MAX, usize::MAX >> 8), None);
         assert_eq!(read_bytes(&own(), 0, 0, 0), Some(vec![]));
     }
+
+    #[test]
+    fn a_part_is_not_taken_for_the_whole() {
+        let (read_write, private) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        // SAFETY: a new mapping of two pages at an address of the kernel's choice.
+        let pages = unsafe { libc::mmap(std::ptr::null_mut(), 8192, read_write, private, -1, 0) };
+        assert_ne!(pages, libc::MAP_FAILED);
+        let address = pages as u64;
+        // SAFETY: the second page of the mapping above, which nothing refers to.
+        let ended = unsafe { libc::munmap((address + 4096) as *mut libc::c_void, 4096) };
+        assert_eq!(ended, 0);
+        assert_eq!(
+            read_bytes(&own(), address + 4080, 16, 16),
+            Some(vec![0; 16])
+        );
+        assert_eq!(read_bytes(&own(), address + 4088, 16, 16), None);
+        // SAFETY: the first page, likewise.
+        unsafe { libc::munmap(pages, 4096) };
+    }
 }

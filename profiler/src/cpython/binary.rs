@@ -298,3 +298,6 @@ impl Binary<'_> {
         accessors::returned(function, runtime)
     }
 }
+
+#[cfg(test)]
+mod tests;

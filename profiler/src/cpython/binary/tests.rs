@@ -1,0 +1,193 @@
+//! Tests of what a file is, on small ELF files made by hand, whole and damaged; and of the cache.
+
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+
+const BASE: u64 = 0x40_0000;
+/// Where the parts of [`elf`] begin in the file.
+const SYMBOLS_AT: u64 = 0x200;
+const NAMES_AT: u64 = 0x400;
+const DATA_AT: u64 = 0x600;
+const LENGTH: u64 = 0x800;
+
+fn words(values: &[u64]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
+}
+
+/// An executable with one segment and a `.dynsym` of these symbols, all at [`DATA_AT`], where the
+/// file has `data`.
+fn elf(symbols: &[&str], data: &[u8]) -> Vec<u8> {
+    let mut names = vec![0];
+    let mut entries = vec![0; 24];
+    for symbol in symbols {
+        entries.extend_from_slice(&(names.len() as u32).to_le_bytes());
+        // A global object of the first section.
+        entries.extend_from_slice(&[0x11, 0, 1, 0]);
+        entries.extend_from_slice(&words(&[BASE + DATA_AT, 64]));
+        names.extend_from_slice(symbol.as_bytes());
+        names.push(0);
+    }
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    // ET_EXEC, EM_X86_64; program headers at 64, section headers at 128.
+    file.extend_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
+    file.extend_from_slice(&words(&[BASE, 64, 128]));
+    file.extend_from_slice(&[0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 3, 0, 0, 0]);
+    // PT_LOAD, all of the file, readable and executable.
+    file.extend_from_slice(&[1, 0, 0, 0, 5, 0, 0, 0]);
+    file.extend_from_slice(&words(&[0, BASE, BASE, LENGTH, LENGTH, 4096]));
+    file.resize(128, 0);
+    file.extend_from_slice(&[0; 64]);
+    for (kind, at, size, link) in [
+        (11_u64, SYMBOLS_AT, entries.len(), 2),
+        (3, NAMES_AT, names.len(), 0),
+    ] {
+        file.extend_from_slice(&words(&[
+            kind << 32,
+            2,
+            BASE + at,
+            at,
+            size as u64,
+            link,
+            8,
+            24,
+        ]));
+    }
+    for (at, part) in [
+        (SYMBOLS_AT, entries.as_slice()),
+        (NAMES_AT, &names),
+        (DATA_AT, data),
+    ] {
+        assert!(file.len() as u64 <= at);
+        file.resize(at as usize, 0);
+        file.extend_from_slice(part);
+    }
+    assert!(file.len() as u64 <= LENGTH);
+    file.resize(LENGTH as usize, 0);
+    file
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+fn refusal(bytes: &[u8]) -> (String, String) {
+    match look(file(bytes)) {
+        Look::Unsupported { version, why } => (version, why),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_a_file_is_depends_on_the_symbols_that_it_defines() {
+    let python = ["_PyRuntime", "Py_Version", "PyCode_Type"];
+    let Look::Python(found) = look(file(&elf(&python, &0x030b_07f0_u32.to_le_bytes()))) else {
+        panic!("not found");
+    };
+    assert_eq!(found.version.to_string(), "3.11.7");
+    assert_eq!(found.addresses.interpreters, BASE + DATA_AT + 40);
+    assert_eq!(found.addresses.current, BASE + DATA_AT + 576);
+    assert_eq!(found.addresses.code_type, BASE + DATA_AT);
+    let other = look(file(&elf(&["Py_Version", "main"], &[])));
+    assert!(matches!(other, Look::NotPython), "{other:?}");
+    let mut undefined = elf(&python, &[]);
+    for symbol in 1..=python.len() {
+        undefined[SYMBOLS_AT as usize + 24 * symbol + 6] = 0;
+    }
+    assert!(matches!(look(file(&undefined)), Look::NotPython));
+    for not_elf in [&b""[..], b"#!/bin/sh\n", &[0x7f; 64]] {
+        assert!(matches!(look(file(not_elf)), Look::NotPython));
+    }
+}
+
+#[test]
+fn a_cpython_that_is_not_supported_says_why() {
+    let with = |symbols: &[&str], hex: u32| refusal(&elf(symbols, &hex.to_le_bytes()));
+    let python = ["_PyRuntime", "Py_Version", "PyCode_Type"];
+    let (version, why) = with(&python, 0x0310_00f0);
+    assert_eq!(
+        (version.as_str(), why.as_str()),
+        ("3.16.0", "only CPython 3.6 to 3.15 are supported",)
+    );
+    let (version, why) = with(&python, 0x030c_00c2);
+    assert_eq!(version, "3.12.0rc2");
+    assert!(why.starts_with("it is a pre-release"), "{why}");
+    let (_, why) = with(
+        &["_PyRuntime", "Py_Version", "PyCode_Type", DEBUG_BUILD],
+        0x030b_07f0,
+    );
+    assert_eq!(why, "it is a debug build");
+    let (_, why) = with(&["_PyRuntime", "Py_Version"], 0x030b_07f0);
+    assert_eq!(why, "it has no symbol PyCode_Type");
+    let (version, _) = with(&["_PyRuntime"], 0);
+    assert_eq!(version, "unknown");
+    let (_, why) = with(&python, 0x030d_00f0);
+    assert_eq!(
+        why,
+        "its _Py_DebugOffsets are damaged: no cookie \"xdebugpy\""
+    );
+}
+
+#[test]
+fn damaged_files_are_looked_at_without_harm() {
+    let whole = elf(
+        &[
+            "_PyRuntime",
+            "Py_Version",
+            "PyCode_Type",
+            "PyGILState_GetThisThreadState",
+        ],
+        &0x030b_07f0_u32.to_le_bytes(),
+    );
+    for length in (0..whole.len()).step_by(7) {
+        look(file(&whole[..length]));
+    }
+    for at in (0..NAMES_AT as usize).filter(|at| whole[*at] != 0 || at % 8 == 0) {
+        for value in [0, 1, 0x7f, 0xff] {
+            let mut damaged = whole.clone();
+            damaged[at] = value;
+            look(file(&damaged));
+            // A claim of a size that no memory would hold.
+            let field = at / 8 * 8;
+            damaged[field..field + 8].copy_from_slice(&[
+                0xff - value,
+                0xff,
+                0xff,
+                0xff,
+                0xff,
+                value,
+                0xff,
+                0x7f,
+            ]);
+            look(file(&damaged));
+        }
+    }
+}
+
+#[test]
+fn a_file_is_read_once_and_again_when_it_was_written() {
+    let mut named = tempfile::NamedTempFile::new().unwrap();
+    named.write_all(&elf(&["_PyRuntime"], &[])).unwrap();
+    let mut binaries = Binaries::new();
+    let mut opened = 0;
+    let mut look = |metadata: &Metadata| {
+        binaries.look(metadata, || {
+            opened += 1;
+            File::open(named.path())
+        })
+    };
+    let before = named.as_file().metadata().unwrap();
+    look(&before).unwrap();
+    look(&before).unwrap();
+    let later = SystemTime::now() + Duration::from_secs(5);
+    named.as_file().set_modified(later).unwrap();
+    look(&named.as_file().metadata().unwrap()).unwrap();
+    assert_eq!(opened, 2);
+}

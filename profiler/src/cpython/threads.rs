@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn numbers_of_up_to_64_bits_are_read_and_longer_ones_are_not() {
-        let int = |minor, size: u64, digits: [u32; 3]| {
+        let int = |minor, size: u64, digits: [u32; 4]| {
             let mut object = vec![0; INT_SIZE as usize];
             object.extend_from_slice(&size.to_le_bytes());
             object.extend(digits.iter().flat_map(|digit| digit.to_le_bytes()));
@@ -253,15 +253,15 @@ mod tests {
             };
             reader.int(4096)
         };
-        assert_eq!(int(9, 2, [1, 2, 0]), Some(1 + (2 << 30)));
+        assert_eq!(int(9, 2, [1, 2, 0, 0]), Some(1 + (2 << 30)));
         assert_eq!(
-            int(9, 3, [u32::MAX >> 2, u32::MAX >> 2, 15]),
+            int(9, 3, [u32::MAX >> 2, u32::MAX >> 2, 15, 0]),
             Some(u64::MAX)
         );
-        assert_eq!(int(9, 3, [0, 0, 16]), None);
-        assert_eq!(int(9, 0, [0; 3]), None);
-        assert_eq!(int(9, u64::MAX, [1, 2, 3]), None, "negative");
-        assert_eq!(int(12, 2 << 3, [1, 2, 0]), Some(1 + (2 << 30)));
-        assert_eq!(int(12, 4 << 3, [1, 2, 3]), None);
+        assert_eq!(int(9, 3, [0, 0, 16, 0]), None);
+        assert_eq!(int(9, 0, [0; 4]), None);
+        assert_eq!(int(9, u64::MAX, [1, 2, 3, 0]), None, "negative");
+        assert_eq!(int(12, 2 << 3, [1, 2, 0, 0]), Some(1 + (2 << 30)));
+        assert_eq!(int(12, 4 << 3, [1, 2, 3, 0]), None);
     }
 }

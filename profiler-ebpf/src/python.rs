@@ -10,7 +10,8 @@
 use bytemuck::Zeroable;
 
 use crate::{
-    Frame, Gil, Layout, MAX_FRAMES, MAX_THREADS_WALKED, Outcome, Sample, Target, layout_flags,
+    Chain, Frame, Gil, Layout, MAX_FRAMES, MAX_THREADS_WALKED, Outcome, Sample, Target,
+    layout_flags,
 };
 
 /// Most bytes of a frame that are read at once.
@@ -20,11 +21,15 @@ pub const CODE_SPAN_MAX: usize = 256;
 /// Most bytes of a thread state that are read at once.
 pub const THREAD_SPAN_MAX: usize = 512;
 
-/// The data stack is read in windows of this size: some twenty frames.
-const WINDOW: usize = 2048;
+/// The data stack is read in windows of at most a page, which is some thirty frames: a window that
+/// ends within the page where it began can't fail when that page is in memory.
+const WINDOW: usize = 4096;
 /// The window, then room for one frame that lies elsewhere. A power of two, so that a mask bounds
 /// an offset into it.
 const BUFFER: usize = 2 * WINDOW;
+/// A frame at most this far below the last one is taken to lie in the data stack as that one does;
+/// any other lies alone: in a generator's object, or on the C stack.
+const NEAR: u64 = 1 << 16;
 /// Slots of the caches of code objects and of file names that one walk has met.
 const SEEN: usize = 64;
 const SEEN_FILES: usize = 16;
@@ -56,8 +61,8 @@ pub enum CodeFault {
     NotCode,
 }
 
-/// The bytes of one code object.
-pub type CodeBytes = [u8; CODE_SPAN_MAX];
+/// The bytes of one code object, in its first half: see `read_part`.
+pub type CodeBytes = [u8; 2 * CODE_SPAN_MAX];
 
 #[derive(Clone, Copy, Zeroable)]
 #[repr(C)]
@@ -65,15 +70,6 @@ struct Seen {
     address: u64,
     walk: u64,
     digest: u64,
-}
-
-/// A chunk of a thread's data stack: where its frames may lie, and the chunk before it.
-#[derive(Clone, Copy, Zeroable)]
-#[repr(C)]
-struct Chunk {
-    low: u64,
-    high: u64,
-    previous: u64,
 }
 
 /// The state of one walk and the sample that it fills.
@@ -85,21 +81,19 @@ pub struct Walk {
     /// Which part of the data stack `buffer` holds.
     window_low: u64,
     window_high: u64,
-    chunk: Chunk,
-    /// The chunk before `chunk`, once it was looked at.
-    older: Chunk,
+    /// The last frame that was read alone: the data stack may go on below it, in another chunk.
+    alone: u64,
+    /// The thread state that holds the GIL, as far as that was looked up.
+    current: u64,
     /// Number of this walk: what the caches hold is of this walk alone, because a code object may
     /// be another one the next time.
     serial: u64,
     /// 1 when the last frame was one that enters the interpreter.
     at_entry: u32,
-    /// 1 once a window failed to be read: windows keep to one page from then on.
-    page_wise: u32,
     /// How many kept frames had no identity.
     pub unproven: u32,
-    padding: u32,
     buffer: [u8; BUFFER + 8],
-    thread: [u8; THREAD_SPAN_MAX],
+    thread: [u8; 2 * THREAD_SPAN_MAX],
     code: CodeBytes,
     text: [u8; 64],
     seen: [Seen; SEEN],
@@ -123,13 +117,9 @@ impl Walk {
         control_block: u64,
     ) -> bool {
         self.serial = self.serial.wrapping_add(1);
-        self.next = 0;
-        self.window_low = 0;
+        // The fields that are not reset are set before they are read, or (window_low) do no harm.
         self.window_high = 0;
-        self.chunk = Chunk::zeroed();
-        self.older = Chunk::zeroed();
         self.at_entry = 0;
-        self.page_wise = 0;
         self.unproven = 0;
         self.sample.frames = 0;
         self.sample.gil = 0;
@@ -138,9 +128,9 @@ impl Walk {
             Ok(thread) => thread,
             Err(outcome) => return self.end(outcome),
         };
-        self.sample.gil = u8::from(self.holds_gil(memory, layout, target, thread));
+        self.sample.gil = u8::from(self.holds_gil(memory, layout, thread));
         let source = word(&self.thread, layout.thread_frame);
-        let frame = if layout.cframe_frame_is_used() && source != 0 {
+        let frame = if layout.chain == Chain::CFrame as u32 && source != 0 {
             match read_word(memory, source.wrapping_add(u64::from(layout.cframe_frame))) {
                 Some(frame) => frame,
                 None => return self.end(Outcome::UnreadableThread),
@@ -152,10 +142,8 @@ impl Walk {
             return self.end(Outcome::NoFrames);
         }
         self.next = frame;
-        if layout.thread_chunk != 0 {
-            let chunk = word(&self.thread, layout.thread_chunk);
-            self.chunk = read_chunk(memory, chunk);
-        }
+        // The newest frame is most likely in the data stack, below itself so to say.
+        self.alone = frame;
         true
     }
 
@@ -203,7 +191,7 @@ impl Walk {
             }
             Err(_) => return self.end_at_frame(Outcome::UnreadableCode, Outcome::TruncatedCode),
         };
-        let instruction = if layout.thread_chunk == 0 {
+        let instruction = if layout.chain == Chain::FrameObject as u32 {
             half(&self.buffer, at.wrapping_add(layout.frame_instruction)) as i32
         } else {
             let pointer = word(&self.buffer, at.wrapping_add(layout.frame_instruction));
@@ -249,9 +237,11 @@ impl Walk {
     ) -> Result<u64, Outcome> {
         if target.current != 0
             && let Some(thread) = read_word(memory, target.current)
-            && self.load_thread(memory, layout, thread, control_block)
         {
-            return Ok(thread);
+            self.current = thread;
+            if self.load_thread(memory, layout, thread, control_block) {
+                return Ok(thread);
+            }
         }
         if target.tss_key != 0
             && let Some(thread) = read_tss(memory, target.tss_key, control_block)
@@ -312,27 +302,17 @@ impl Walk {
         thread: u64,
         control_block: u64,
     ) -> bool {
-        let last = if layout.thread_chunk > layout.thread_id {
-            layout.thread_chunk
-        } else {
-            layout.thread_id
-        };
-        let span = (last as usize + 8) & (THREAD_SPAN_MAX - 1);
+        // From the first to the last field that is of interest, so as to touch few cache lines.
+        let (start, end) = (layout.thread_interpreter, layout.thread_id + 8);
         thread != 0
-            && memory.read(thread, &mut self.thread[..span])
+            && read_part(memory, thread, start, end, &mut self.thread)
             && word(&self.thread, layout.thread_id) == control_block
     }
 
     #[inline(always)]
-    fn holds_gil<M: Memory>(
-        &self,
-        memory: &M,
-        layout: &Layout,
-        target: &Target,
-        thread: u64,
-    ) -> bool {
+    fn holds_gil<M: Memory>(&self, memory: &M, layout: &Layout, thread: u64) -> bool {
         if layout.gil == Gil::Current as u32 {
-            read_word(memory, target.current) == Some(thread)
+            self.current == thread
         } else if layout.gil == Gil::Holder as u32 {
             let interpreter = word(&self.thread, layout.thread_interpreter);
             let Some(gil) = read_word(
@@ -354,37 +334,23 @@ impl Walk {
     /// Where in `buffer` the frame at `address` begins (less `frame_start`), reading it if needed.
     #[inline(always)]
     fn locate<M: Memory>(&mut self, memory: &M, layout: &Layout, address: u64) -> Option<u32> {
-        let span = u64::from(layout.frame_span);
-        let end = address.wrapping_add(span);
+        let end = address.wrapping_add(u64::from(layout.frame_span));
         if address >= self.window_low && end <= self.window_high {
             return Some((address - self.window_low) as u32);
         }
-        if !self.chunk.holds(address, end) && self.chunk.previous != 0 {
-            if self.older.high == 0 {
-                self.older = read_chunk(memory, self.chunk.previous);
-            }
-            if self.older.holds(address, end) {
-                self.chunk = self.older;
-                self.older = Chunk::zeroed();
-            }
-        }
-        if self.chunk.holds(address, end) {
-            let mut low = end.saturating_sub(WINDOW as u64);
-            if low < self.chunk.low {
-                low = self.chunk.low;
-            }
-            if self.page_wise != 0 && low < address & !0xfff {
-                low = address & !0xfff;
-            }
-            let length = (end - low) as usize & (BUFFER - 1);
-            if memory.read(low, &mut self.buffer[..length]) {
-                self.window_low = low;
+        let below =
+            self.window_low.wrapping_sub(address) < NEAR || self.alone.wrapping_sub(address) < NEAR;
+        let page = address & !(WINDOW as u64 - 1);
+        if below && layout.chain != Chain::FrameObject as u32 && end <= page + WINDOW as u64 {
+            let length = (end - page) as usize & (BUFFER - 1);
+            if memory.read(page, &mut self.buffer[..length]) {
+                self.window_low = page;
                 self.window_high = end;
-                return Some((address - low) as u32);
+                return Some((address - page) as u32);
             }
-            self.window_high = 0;
-            self.page_wise = 1;
+            return None;
         }
+        self.alone = address;
         let start = layout.frame_start;
         let length = layout.frame_span as usize & (FRAME_SPAN_MAX - 1);
         memory
@@ -408,16 +374,16 @@ impl Walk {
         if self.seen[slot].address == code && self.seen[slot].walk == self.serial {
             return Ok(self.seen[slot].digest as u32);
         }
-        read_code(memory, layout, target.code_type, code, &mut self.code)?;
-        let strings = if layout.code_version == 0 {
+        let versioned = read_code(memory, layout, target.code_type, code, &mut self.code)?;
+        let identity = if versioned {
+            version_identity(layout, &self.code)
+        } else {
             let name = word(&self.code, layout.code_name);
             let file = word(&self.code, layout.code_filename);
             let hash = name_hash(memory, layout, name).ok_or(CodeFault::Unreadable)?;
-            hash ^ self.file_digest(memory, layout, file)?
-        } else {
-            0
+            let strings = hash ^ self.file_digest(memory, layout, file)?;
+            pointer_identity(layout, &self.code, strings)
         };
-        let identity = mix_identity(layout, &self.code, strings);
         self.seen[slot] = Seen {
             address: code,
             walk: self.serial,
@@ -448,20 +414,6 @@ impl Walk {
     }
 }
 
-impl Chunk {
-    #[inline(always)]
-    fn holds(&self, address: u64, end: u64) -> bool {
-        address >= self.low && end <= self.high && address < end
-    }
-}
-
-impl Layout {
-    #[inline(always)]
-    fn cframe_frame_is_used(&self) -> bool {
-        self.chain == crate::Chain::CFrame as u32
-    }
-}
-
 /// The identity of the code object at `code`: equal for as long as the object there is the same
 /// one, different (but for chance, 2^-32) once another took its place. Never 0.
 ///
@@ -477,21 +429,19 @@ pub fn identity<M: Memory>(
     code_type: u64,
     code: u64,
 ) -> Result<u32, CodeFault> {
-    let mut bytes = [0; CODE_SPAN_MAX];
-    read_code(memory, layout, code_type, code, &mut bytes)?;
-    let strings = if layout.code_version == 0 {
-        let name = word(&bytes, layout.code_name);
-        let file = word(&bytes, layout.code_filename);
-        let hash = name_hash(memory, layout, name).ok_or(CodeFault::Unreadable)?;
-        let digest =
-            file_digest(memory, layout, file, &mut [0; 64]).ok_or(CodeFault::Unreadable)?;
-        hash ^ digest
-    } else {
-        0
-    };
-    Ok(mix_identity(layout, &bytes, strings))
+    let mut bytes = [0; 2 * CODE_SPAN_MAX];
+    if read_code(memory, layout, code_type, code, &mut bytes)? {
+        return Ok(version_identity(layout, &bytes));
+    }
+    let name = word(&bytes, layout.code_name);
+    let file = word(&bytes, layout.code_filename);
+    let hash = name_hash(memory, layout, name).ok_or(CodeFault::Unreadable)?;
+    let digest = file_digest(memory, layout, file, &mut [0; 64]).ok_or(CodeFault::Unreadable)?;
+    Ok(pointer_identity(layout, &bytes, hash ^ digest))
 }
 
+/// Reads what identifies a code object to where it lies in it, as few cache lines as will do. True
+/// if it has a version; then only `co_version` and `co_firstlineno` were read.
 #[inline(always)]
 fn read_code<M: Memory>(
     memory: &M,
@@ -499,26 +449,74 @@ fn read_code<M: Memory>(
     code_type: u64,
     code: u64,
     into: &mut CodeBytes,
-) -> Result<(), CodeFault> {
-    let span = layout.code_span as usize & (CODE_SPAN_MAX - 1);
-    if code == 0 || !memory.read(code, &mut into[..span]) {
+) -> Result<bool, CodeFault> {
+    // Where a frame may be garbage its code object's type tells; elsewhere the type need not be
+    // read, and the daemon checks it before it reads a name.
+    let typed = layout.flags & layout_flags::TORN_CALLS != 0 && code_type != 0;
+    let start = if typed {
+        layout.object_type
+    } else {
+        layout.code_first_line & !7
+    };
+    let versioned = layout.code_version != 0;
+    let end = if versioned {
+        (layout.code_version + 11) & !7
+    } else {
+        layout.code_span
+    };
+    if code == 0 || !read_part(memory, code, start, end, into) {
         return Err(CodeFault::Unreadable);
     }
-    if code_type != 0 && word(into, layout.object_type) != code_type {
+    if typed && word(into, layout.object_type) != code_type {
         return Err(CodeFault::NotCode);
     }
-    Ok(())
+    if versioned && half(into, layout.code_version) != 0 {
+        return Ok(true);
+    }
+    // Version 0: static code, or made after the counter had overflowed.
+    if versioned && !read_part(memory, code, end, layout.code_span, into) {
+        return Err(CodeFault::Unreadable);
+    }
+    Ok(false)
+}
+
+/// Reads bytes `start..end` of the object at `object` to the same place in `into`, of which half is
+/// in use: with both the start and the length below half, the verifier need not know their sum.
+#[inline(always)]
+fn read_part<M: Memory, const N: usize>(
+    memory: &M,
+    object: u64,
+    start: u32,
+    end: u32,
+    into: &mut [u8; N],
+) -> bool {
+    let bound = N / 2 - 1;
+    let length = end.wrapping_sub(start) as usize & bound;
+    let start = start as usize & bound;
+    memory.read(
+        object.wrapping_add(start as u64),
+        &mut into[start..start + length],
+    )
 }
 
 #[inline(always)]
-fn mix_identity(layout: &Layout, code: &CodeBytes, strings: u64) -> u32 {
+fn version_identity(layout: &Layout, code: &CodeBytes) -> u32 {
+    let version = u64::from(half(code, layout.code_version));
+    let first_line = u64::from(half(code, layout.code_first_line));
+    not_zero(mix(first_line << 32 | version, 0))
+}
+
+#[inline(always)]
+fn pointer_identity(layout: &Layout, code: &CodeBytes, strings: u64) -> u32 {
     let mut hash = mix(strings, u64::from(half(code, layout.code_first_line)));
     hash = mix(hash, word(code, layout.code_name));
     hash = mix(hash, word(code, layout.code_filename));
     hash = mix(hash, word(code, layout.code_linetable));
-    if layout.code_version != 0 {
-        hash = mix(hash, u64::from(half(code, layout.code_version)));
-    }
+    not_zero(hash)
+}
+
+#[inline(always)]
+fn not_zero(hash: u64) -> u32 {
     match (hash >> 32) as u32 ^ hash as u32 {
         0 => 1,
         identity => identity,
@@ -560,25 +558,6 @@ fn file_digest<M: Memory>(
         return None;
     }
     Some(mix(mix(length, word(text, 0)), word(text, 8)))
-}
-
-#[inline(always)]
-fn read_chunk<M: Memory>(memory: &M, chunk: u64) -> Chunk {
-    // struct _stack_chunk: previous, size, top, data (Include/cpython/pystate.h).
-    let mut header = [0u8; 16];
-    if chunk == 0 || !memory.read(chunk, &mut header) {
-        // An empty chunk that is never looked at again: `high` is not 0, but nothing fits.
-        return Chunk {
-            low: 1,
-            high: 1,
-            previous: 0,
-        };
-    }
-    Chunk {
-        low: chunk.wrapping_add(24),
-        high: chunk.wrapping_add(word(&header, 8)),
-        previous: word(&header, 0),
-    }
 }
 
 /// The value of the pthread key whose number is at `key`, for the thread with this control block.

@@ -30,20 +30,22 @@ def compiled(number, file, shift):
     return scope.pop("render_%d" % number)
 
 
-def draw_a(number):
-    compiled(number, "/templates/template_a.html", 0)(4000)
+def draw_a(number, count):
+    compiled(number, "/templates/template_a.html", 0)(count)
 
 
-def draw_b(number):
-    compiled(number, "/templates/template_b.html", 500)(4000)
+def draw_b(number, count):
+    compiled(number, "/templates/template_b.html", 500)(count)
 
 
 def main():
-    number = 0
+    turn = 0
     while time.monotonic() < END and os.getppid() == PARENT:
-        number = (number + 1) % 7
-        draw_a(number)
-        draw_b((number * 3) % 7)
+        turn += 1
+        # Some live long enough to be read at leisure, most are gone at once.
+        count = 60000 if turn % 20 < 2 else 1500
+        draw_a(turn % 7, count)
+        draw_b(turn * 3 % 7, count)
 
 
 print(json.dumps({"pid": os.getpid()}))

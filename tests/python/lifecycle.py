@@ -1,7 +1,7 @@
 """Processes that come, go and change. The first argument says which:
 
 - `exits SECONDS`: works, then exits with status 3;
-- `execs PYTHON`: works for half a second, then becomes `PYTHON lifecycle.py after_exec`;
+- `execs PYTHON`: works for two seconds, then becomes `PYTHON lifecycle.py after_exec`;
 - `spawns`: works, and starts a child that works too, by fork and exec;
 - `forks`: likewise by fork alone;
 - `works`: works until the parent is gone or a minute has passed.
@@ -25,7 +25,7 @@ def work(seconds):
 
 
 def before_exec():
-    work(0.5)
+    work(2)
 
 
 def after_exec():

@@ -1,0 +1,199 @@
+//! Bad input: what failed, the value seen, what mends it, and the exit code.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use pyebpf_tests::recording::{binary, pyebpf};
+use pyebpf_tests::{can_profile, skip};
+
+use crate::{Helper, check_failure, fails, folder, gone, run, text, working_python};
+
+#[test]
+fn usage_errors_exit_with_2() {
+    fails(&["record", "--no-such-flag"], 2, &["--no-such-flag"]);
+    fails(&["record", "-p", "abc"], 2, &["abc"]);
+    fails(&["record", "-d", "soon"], 2, &["soon"]);
+    fails(&["record", "-r", "0"], 2, &["0", "rate"]);
+    fails(
+        &["record", "-f", "gif"],
+        2,
+        &["gif", "flamegraph", "speedscope"],
+    );
+    fails(&["record", "-o", "profile.gif"], 2, &["gif", "--format"]);
+    fails(&["no-such-command"], 2, &["no-such-command"]);
+    fails(&["completions", "tcl"], 2, &["tcl", "bash"]);
+}
+
+#[test]
+fn help_and_version_are_data() {
+    for arguments in [&["--help"][..], &["record", "--help"], &["--version"]] {
+        let ended = run(&mut pyebpf(arguments));
+        assert!(ended.status.success(), "{arguments:?}: {}", ended.stderr);
+        assert!(!ended.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn completions_are_scripts_of_their_shell() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = run(&mut pyebpf(&["completions", shell]));
+        assert!(ended.status.success(), "{shell}: {}", ended.stderr);
+        let script = String::from_utf8(ended.stdout).expect("a script is text");
+        assert!(
+            script.contains("pyebpf") && script.contains("record"),
+            "{shell}"
+        );
+        let present = Command::new(shell).arg("--version").output().is_ok();
+        if !present {
+            skip(
+                &format!("completions of {shell} are read by it"),
+                "it is not installed",
+            );
+            continue;
+        }
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.write_all(script.as_bytes())
+            .expect("it can be written");
+        let read = Command::new(shell).arg("-n").arg(file.path()).output();
+        let read = read.expect("the shell starts");
+        assert!(read.status.success(), "{shell}: {read:?}");
+    }
+}
+
+#[test]
+fn without_privileges_it_says_what_is_missing() {
+    const TEST: &str = "without_privileges_it_says_what_is_missing";
+    if !can_profile(TEST) {
+        return;
+    }
+    let folder = folder();
+    // The user must reach the program and the folder that it would write to.
+    let copy = folder.path().join("pyebpf");
+    fs::copy(binary(), &copy).expect("the program can be copied");
+    for path in [folder.path(), &copy] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("it is ours");
+    }
+    let output = folder.path().join("out.svg");
+    let arguments = ["record", "-d", "1", "-o", text(&output)];
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["--inh-caps=-all", "--bounding-set=-all"])
+        .arg(&copy)
+        .args(arguments);
+    check_failure(
+        &run(&mut command),
+        &arguments,
+        1,
+        &["root", "CAP_BPF", "sudo"],
+    );
+    assert!(!output.exists());
+}
+
+#[test]
+fn a_rate_above_the_limit_of_the_kernel() {
+    let path = "/proc/sys/kernel/perf_event_max_sample_rate";
+    let limit: u64 = fs::read_to_string(path)
+        .expect("the limit can be read")
+        .trim()
+        .parse()
+        .expect("the limit is a number");
+    if !can_profile("a_rate_above_the_limit_of_the_kernel") {
+        return;
+    }
+    let above = (limit + 1).to_string();
+    let arguments = ["record", "-d", "1", "-o", "-", "-f", "raw", "-r", &above];
+    fails(
+        &arguments,
+        1,
+        &[&above, &limit.to_string(), "perf_event_max_sample_rate"],
+    );
+}
+
+#[test]
+fn targets_that_can_not_be_profiled() {
+    if !can_profile("targets_that_can_not_be_profiled") {
+        return;
+    }
+    let record = ["record", "-d", "1", "-o", "-", "-f", "raw"];
+    let with = |rest: &[&'static str], pid: &str, words: &[&str]| {
+        let mut arguments = record.to_vec();
+        arguments.extend(rest);
+        arguments.push(pid);
+        fails(&arguments, 1, words);
+    };
+    let pid = gone();
+    with(&["-p"], &pid, &[&pid, "does not exist"]);
+    let sleeper = Helper::start(Path::new("sleep"), &["60"]);
+    with(
+        &["-p"],
+        &sleeper.pid(),
+        &[&sleeper.pid(), "sleep", "Python"],
+    );
+    with(
+        &["--"],
+        "no-such-program-here",
+        &["no-such-program-here", "not found"],
+    );
+    with(&["--"], "/etc/passwd", &["/etc/passwd"]);
+}
+
+#[test]
+fn a_python_of_a_version_that_is_not_supported() {
+    const TEST: &str = "a_python_of_a_version_that_is_not_supported";
+    if !can_profile(TEST) {
+        return;
+    }
+    let home = std::env::var_os("HOME")
+        .map(PathBuf::from)
+        .unwrap_or_default();
+    let python = home.join(".pyenv/versions/2.7.18/bin/python2.7");
+    if !python.exists() {
+        skip(TEST, "no CPython 2.7 is here");
+        return;
+    }
+    let target = Helper::start(&python, &["-c", "import time; time.sleep(60)"]);
+    sleep(Duration::from_millis(500));
+    let arguments = [
+        "record",
+        "-d",
+        "1",
+        "-o",
+        "-",
+        "-f",
+        "raw",
+        "-p",
+        &target.pid(),
+    ];
+    fails(&arguments, 1, &[&target.pid(), "2.7", "3.6"]);
+}
+
+#[test]
+fn outputs_that_can_not_be_written() {
+    const TEST: &str = "outputs_that_can_not_be_written";
+    if !can_profile(TEST) {
+        return;
+    }
+    let Some(target) = working_python(TEST) else {
+        return;
+    };
+    let pid = target.pid.to_string();
+    let folder = folder();
+    let missing = folder.path().join("missing/out.svg");
+    let in_missing = text(missing.parent().expect("it has a folder"));
+    let arguments = ["record", "-d", "60", "-p", &pid, "-o"];
+    let with = |path: &str, words: &[&str]| {
+        let mut arguments = arguments.to_vec();
+        arguments.push(path);
+        fails(&arguments, 1, words);
+    };
+    with(text(&missing), &[in_missing, "does not exist"]);
+    // Not even root can make a file there.
+    with("/sys/kernel/out.svg", &["/sys/kernel", "write"]);
+    with(text(folder.path()), &[text(folder.path())]);
+}

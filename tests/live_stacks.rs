@@ -1,0 +1,212 @@
+//! Whether stacks are true: exactly the frames that are there, no pair that can't be, no name that
+//! belongs to another code object.
+
+use std::collections::HashMap;
+use std::fs;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use pyebpf_tests::pythons::{Target, workloads};
+use pyebpf_tests::raw::{Stack, samples};
+use tempfile::TempDir;
+
+use crate::{expected_stack, on_every_python, on_these, same_frames};
+
+#[test]
+fn shows_exactly_the_stack_that_is_there() {
+    let folder = TempDir::new().expect("a temporary folder can be made");
+    let strange = folder.path().join("répertoire Жук 𐐀");
+    fs::create_dir(&strange).expect("a folder can be made");
+    let script = "módulo Ж.py";
+    fs::copy(workloads().join("known_stack.py"), strange.join(script))
+        .expect("the workload can be copied");
+    on_these(
+        "shows_exactly_the_stack_that_is_there",
+        &|python| Target::start(python.command(&strange, &[script])),
+        &[&["-d", "3", "-r", "199", "--full-filenames"]],
+        |_, target, recordings| {
+            let expected = expected_stack(target)?;
+            let stacks = recordings[0].of(target.pid);
+            ensure!(samples(&stacks) >= 10, "only {} samples", samples(&stacks));
+            for stack in &stacks {
+                ensure!(stack.marker.is_none(), "marked {:?}", stack.marker);
+                same_frames(&stack.frames, &expected)?;
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn shows_a_recursion_900_deep_whole() {
+    on_every_python(
+        "shows_a_recursion_900_deep_whole",
+        &["deep.py", "900"],
+        &["-d", "2", "-r", "199", "--full-filenames"],
+        |_, target, recording| {
+            let expected = expected_stack(target)?;
+            let stacks = recording.of(target.pid);
+            ensure!(samples(&stacks) >= 10, "only {} samples", samples(&stacks));
+            for stack in &stacks {
+                ensure!(stack.marker.is_none(), "marked {:?}", stack.marker);
+                same_frames(&stack.frames, &expected)?;
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn says_that_a_recursion_beyond_1024_frames_is_truncated() {
+    on_every_python(
+        "says_that_a_recursion_beyond_1024_frames_is_truncated",
+        &["deep.py", "3000"],
+        &["-d", "2", "-r", "199", "--full-filenames"],
+        |_, target, recording| {
+            let told = expected_stack(target)?;
+            let expected = told
+                .get(told.len() - 1024..)
+                .context("more than 1024 frames")?;
+            let stacks = recording.of(target.pid);
+            ensure!(samples(&stacks) >= 10, "only {} samples", samples(&stacks));
+            for stack in &stacks {
+                let marker = stack.marker.as_deref().unwrap_or("nothing");
+                ensure!(marker.starts_with("truncated: "), "marked {marker:?}");
+                same_frames(&stack.frames, expected)?;
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn shows_no_caller_of_a_function_that_can_not_call_it() {
+    on_every_python(
+        "shows_no_caller_of_a_function_that_can_not_call_it",
+        &["pairs.py"],
+        &["-d", "6", "-r", "1999", "--full-filenames"],
+        |_, target, recording| {
+            let table = Table::of(target)?;
+            let stacks = recording.of(target.pid);
+            let all = samples(&stacks);
+            let unmarked: Vec<Stack> = stacks
+                .into_iter()
+                .filter(|stack| stack.marker.is_none())
+                .collect();
+            for stack in &unmarked {
+                table.check(stack)?;
+            }
+            let whole = samples(&unmarked);
+            ensure!(
+                all >= 200 && whole * 100 >= all * 95,
+                "{whole} whole stacks of {all}"
+            );
+            Ok(())
+        },
+    );
+}
+
+/// What `pairs.py` says of its functions.
+#[derive(serde::Deserialize)]
+struct Table {
+    file: String,
+    callers: HashMap<String, Vec<String>>,
+    lines: HashMap<String, (u32, u32)>,
+}
+
+impl Table {
+    fn of(target: &Target) -> Result<Table> {
+        serde_json::from_value(target.said.clone()).context("the workload tells its functions")
+    }
+
+    fn check(&self, stack: &Stack) -> Result<()> {
+        let mut caller = None;
+        for frame in &stack.frames {
+            ensure!(frame.file == self.file, "{frame:?} is of another file");
+            match (caller, self.callers.get(&frame.name)) {
+                (None, None) => ensure!(frame.name == "<module>", "{frame:?} is the root"),
+                (Some(caller), Some(callers)) if callers.contains(caller) => {}
+                _ => bail!("{caller:?} calls {frame:?} in {:?}", names(stack)),
+            }
+            if let Some((first, last)) = self.lines.get(&frame.name) {
+                ensure!(
+                    (*first..=*last).contains(&frame.line),
+                    "{frame:?} is not within {first} to {last}"
+                );
+            }
+            caller = Some(&frame.name);
+        }
+        ensure!(caller.is_some(), "a stack without a frame");
+        Ok(())
+    }
+}
+
+#[test]
+fn never_gives_a_function_the_name_of_one_that_is_gone() {
+    on_every_python(
+        "never_gives_a_function_the_name_of_one_that_is_gone",
+        &["churn.py"],
+        &["-d", "5", "-r", "999", "--full-filenames"],
+        |_, target, recording| {
+            let stacks = recording.of(target.pid);
+            let mut named = 0;
+            for stack in stacks.iter().filter(|stack| stack.marker.is_none()) {
+                if check_templates(stack)? {
+                    named += stack.count;
+                }
+            }
+            ensure!(named > 0, "no function of a template was ever named");
+            ensure!(samples(&stacks) >= 100, "{} samples", samples(&stacks));
+            Ok(())
+        },
+    );
+}
+
+/// Checks one stack of `churn.py`; gives whether it names a function of a template.
+fn check_templates(stack: &Stack) -> Result<bool> {
+    // Which template this stack is about; the main program's own frames are never dropped.
+    let (file, shift) = match stack.frames.get(2).map(|frame| frame.name.as_str()) {
+        Some("draw_a") => ("/templates/template_a.html", 0),
+        Some("draw_b") => ("/templates/template_b.html", 500),
+        Some(_) => bail!("{:?} is not called by main", stack.frames[2]),
+        None => return Ok(false),
+    };
+    let mut number = None;
+    let mut depth = 0;
+    for frame in stack.frames.iter().skip(3) {
+        if frame.name == "compiled" && depth == 0 {
+            continue;
+        }
+        if frame.name.starts_with("[unknown") {
+            depth += 1;
+            continue;
+        }
+        ensure!(frame.file == file, "{frame:?} under {:?}", stack.frames[2]);
+        let lines = match (frame.name.split_once('_'), depth) {
+            (Some((kind, own)), 0 | 1) => {
+                let wanted = if depth == 0 { "render" } else { "part" };
+                ensure!(kind == wanted, "{frame:?} at depth {depth}");
+                ensure!(
+                    *number.get_or_insert(own) == own,
+                    "{frame:?} among the functions of {number:?}"
+                );
+                if depth == 0 { 10..=11 } else { 4..=8 }
+            }
+            _ if frame.name == "<module>" => 1..=11,
+            _ => bail!("{frame:?} at depth {depth}"),
+        };
+        ensure!(
+            frame.line > shift && lines.contains(&(frame.line - shift)),
+            "{frame:?} is not within {lines:?} + {shift}"
+        );
+        depth += 1;
+    }
+    Ok(number.is_some())
+}
+
+fn names(stack: &Stack) -> Vec<&str> {
+    stack
+        .frames
+        .iter()
+        .map(|frame| frame.name.as_str())
+        .collect()
+}

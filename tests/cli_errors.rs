@@ -96,6 +96,25 @@ fn without_privileges_it_says_what_is_missing() {
 }
 
 #[test]
+fn in_a_pid_namespace_of_its_own_it_refuses() {
+    if !can_profile("in_a_pid_namespace_of_its_own_it_refuses") {
+        return;
+    }
+    let arguments = ["record", "-d", "1", "-f", "raw", "-o", "-"];
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--fork", "--mount-proc"])
+        .arg(binary())
+        .args(arguments);
+    check_failure(
+        &run(&mut command),
+        &arguments,
+        1,
+        &["PID namespace", "--pid=host"],
+    );
+}
+
+#[test]
 fn a_rate_above_the_limit_of_the_kernel() {
     let path = "/proc/sys/kernel/perf_event_max_sample_rate";
     let limit: u64 = fs::read_to_string(path)

@@ -2,6 +2,7 @@
 //! once, so the whole takes minutes, not an hour; each version's failure is told by its name.
 
 mod live_processes;
+mod live_shapes;
 mod live_shares;
 mod live_stacks;
 

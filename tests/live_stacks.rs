@@ -14,7 +14,7 @@ use crate::{expected_stack, on_every_python, on_these, same_frames};
 #[test]
 fn shows_exactly_the_stack_that_is_there() {
     let folder = TempDir::new().expect("a temporary folder can be made");
-    let strange = folder.path().join("répertoire Жук 𐐀");
+    let strange = folder.path().join(r"répertoire; Жук \ 𐐀");
     fs::create_dir(&strange).expect("a folder can be made");
     let script = "módulo Ж.py";
     fs::copy(workloads().join("known_stack.py"), strange.join(script))

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
@@ -36,6 +36,7 @@ pub struct Target {
     pub said: Value,
     /// The process itself, for tests that wait for its end.
     pub child: Child,
+    output: BufReader<ChildStdout>,
 }
 
 /// Every Python that is wanted for live tests and is here; the others are skipped by name.
@@ -141,23 +142,43 @@ impl Target {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {command:?}"))?;
-        let mut line = String::new();
         let output = child.stdout.take().expect("stdout is piped");
-        let read = BufReader::new(output).read_line(&mut line);
         let mut target = Target {
             pid: child.id(),
             said: Value::Null,
             child,
+            output: BufReader::new(output),
         };
-        read.context("cannot read what the workload says")?;
-        target.said = serde_json::from_str(&line)
-            .with_context(|| format!("{command:?} said {line:?} instead of a JSON line"))?;
+        target.said = target.line().with_context(|| format!("{command:?}"))?;
         ensure!(
             target.said["pid"] == target.pid,
-            "process {} says of itself: {line}",
-            target.pid
+            "process {} says of itself: {}",
+            target.pid,
+            target.said
         );
         Ok(target)
+    }
+
+    /// Sends it SIGTERM, at which some workloads say what they measured.
+    ///
+    /// # Errors
+    ///
+    /// When it says nothing.
+    pub fn finish(mut self) -> Result<Value> {
+        let pid = libc::pid_t::try_from(self.pid).context("a pid fits")?;
+        // SAFETY: kill takes no pointers; the child has not been waited for, so the pid is its own.
+        let sent = unsafe { libc::kill(pid, libc::SIGTERM) };
+        ensure!(sent == 0, "{}", std::io::Error::last_os_error());
+        self.line()
+    }
+
+    fn line(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        self.output
+            .read_line(&mut line)
+            .context("cannot read what the workload says")?;
+        serde_json::from_str(&line)
+            .with_context(|| format!("the workload said {line:?} instead of a JSON line"))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Reads the collapsed form back: one line a stack, frames from root to leaf, `;` between them, a
-//! space and the count at the end. Knows how pyebpf writes process, thread and marker frames.
+//! space and the count at the end. Knows how pyebpf writes process, thread and marker frames, and
+//! undoes its escapes.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -76,7 +77,7 @@ fn parse_line(line: &str) -> Result<Stack> {
             ensure!(before_python, "a marker under Python frames: {line}");
             stack.marker = Some(marker.to_owned());
         } else {
-            stack.frames.push(frame(text));
+            stack.frames.push(frame(&unescape(text)));
         }
     }
     Ok(stack)
@@ -128,4 +129,37 @@ fn frame(text: &str) -> Frame {
             line: 0,
         },
     }
+}
+
+/// Undoes `\xNN`, `\uNNNN`, `\n`, `\r`, `\t` and a doubled backslash; the rest stays as it is.
+fn unescape(text: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        plain.push_str(before);
+        let (character, length) = match after.as_bytes().first() {
+            Some(b'n') => (Some('\n'), 1),
+            Some(b'r') => (Some('\r'), 1),
+            Some(b't') => (Some('\t'), 1),
+            Some(b'\\') => (Some('\\'), 1),
+            Some(b'x') => (hexadecimal(after.get(1..3)), 3),
+            Some(b'u') => (hexadecimal(after.get(1..5)), 5),
+            _ => (None, 0),
+        };
+        match character {
+            Some(character) => {
+                plain.push(character);
+                rest = &after[length..];
+            }
+            None => {
+                plain.push('\\');
+                rest = after;
+            }
+        }
+    }
+    plain + rest
+}
+
+fn hexadecimal(digits: Option<&str>) -> Option<char> {
+    char::from_u32(u32::from_str_radix(digits?, 16).ok()?)
 }

@@ -7,8 +7,9 @@ mod cli_outputs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use pyebpf_tests::pythons::{self, Target};
+use pyebpf_tests::pythons;
 use pyebpf_tests::recording::{Ended, Running, pyebpf};
+use pyebpf_tests::workload::Target;
 use tempfile::TempDir;
 
 fn run(command: &mut Command) -> Ended {

@@ -5,6 +5,7 @@ pub mod example;
 pub mod pythons;
 pub mod raw;
 pub mod recording;
+pub mod workload;
 
 use std::fs::OpenOptions;
 use std::io::Write as _;

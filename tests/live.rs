@@ -7,9 +7,10 @@ mod live_shares;
 mod live_stacks;
 
 use anyhow::{Context as _, Result, ensure};
-use pyebpf_tests::pythons::{self, Python, Target};
+use pyebpf_tests::pythons::{self, Python};
 use pyebpf_tests::raw::{Frame, Stack};
 use pyebpf_tests::recording::{Recording, record};
+use pyebpf_tests::workload::Target;
 use pyebpf_tests::{Parts, can_profile, turn};
 
 /// Starts a workload on every Python, records them all together with these flags, and checks each.

@@ -6,9 +6,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use pyebpf_tests::pythons::{self, Python, workloads};
+use pyebpf_tests::pythons::{self, Python};
 use pyebpf_tests::raw::{self, Stack, samples};
 use pyebpf_tests::recording::{Ended, Running, pyebpf, record};
+use pyebpf_tests::workload;
 use pyebpf_tests::{can_profile, skip, turn};
 use tempfile::TempDir;
 
@@ -161,7 +162,9 @@ fn run_command(python: &Python, flags: &[&str], mode: &[&str]) -> Result<(Ended,
     let mut command = pyebpf(&["record", "-f", "raw", "-r", "199"]);
     command.args(flags).arg("-o").arg(&path).arg("--");
     command.arg(python.program()).arg("-B");
-    command.arg(workloads().join("lifecycle.py")).args(mode);
+    command
+        .arg(workload::folder().join("lifecycle.py"))
+        .args(mode);
     let ended = Running::start(&mut command)?.wait()?;
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("no profile: {}\n{}", ended.status, ended.stderr))?;

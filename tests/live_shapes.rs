@@ -1,8 +1,9 @@
 //! The shapes of a profile: file names, lines, process frames, and the default format.
 
 use anyhow::{Context as _, Result, ensure};
-use pyebpf_tests::pythons::{self, Target};
+use pyebpf_tests::pythons;
 use pyebpf_tests::recording::{Running, pyebpf, record};
+use pyebpf_tests::workload::Target;
 use pyebpf_tests::{can_profile, turn};
 use tempfile::TempDir;
 

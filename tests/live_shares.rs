@@ -1,9 +1,10 @@
 //! Whether amounts are true: shares of CPU time, nothing for who is blocked, and threads told apart.
 
 use anyhow::{Context as _, Result, ensure};
-use pyebpf_tests::pythons::{self, Target};
+use pyebpf_tests::pythons;
 use pyebpf_tests::raw::{Stack, samples};
 use pyebpf_tests::recording::record;
+use pyebpf_tests::workload::Target;
 use pyebpf_tests::{Parts, can_profile, turn};
 use serde_json::Value;
 

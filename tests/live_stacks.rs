@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use std::fs;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use pyebpf_tests::pythons::{Target, workloads};
+
 use pyebpf_tests::raw::{Stack, samples};
+use pyebpf_tests::workload;
+use pyebpf_tests::workload::Target;
 use tempfile::TempDir;
 
 use crate::{expected_stack, on_every_python, on_these, same_frames};
@@ -17,8 +19,11 @@ fn shows_exactly_the_stack_that_is_there() {
     let strange = folder.path().join(r"répertoire; Жук \ 𐐀");
     fs::create_dir(&strange).expect("a folder can be made");
     let script = "módulo Ж.py";
-    fs::copy(workloads().join("known_stack.py"), strange.join(script))
-        .expect("the workload can be copied");
+    fs::copy(
+        workload::folder().join("known_stack.py"),
+        strange.join(script),
+    )
+    .expect("the workload can be copied");
     on_these(
         "shows_exactly_the_stack_that_is_there",
         &|python| Target::start(python.command(&strange, &[script])),

@@ -2,16 +2,15 @@
 //! installs nothing: what is missing is named and skipped.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
 use crate::skip;
+use crate::workload::{Target, folder};
 
 /// One CPython to test on.
 #[derive(Clone, Debug)]
@@ -25,18 +24,6 @@ pub struct Python {
     root: Option<PathBuf>,
     /// Holds the stripped copy of its libpython.
     library: Option<Arc<TempDir>>,
-}
-
-/// A running workload. Dropping it kills it.
-#[derive(Debug)]
-pub struct Target {
-    /// Its process id.
-    pub pid: u32,
-    /// What it said about itself: the JSON of its first line of output.
-    pub said: Value,
-    /// The process itself, for tests that wait for its end.
-    pub child: Child,
-    output: BufReader<ChildStdout>,
 }
 
 /// Every Python that is wanted for live tests and is here; the others are skipped by name.
@@ -72,11 +59,6 @@ pub fn any(test: &str) -> Option<Python> {
         skip(test, "no Python is here");
     }
     python
-}
-
-/// The folder of the workloads.
-pub fn workloads() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("python")
 }
 
 impl Python {
@@ -120,73 +102,13 @@ impl Python {
         &self.program
     }
 
-    /// Starts a workload of [`workloads`] and waits for its first line.
+    /// Starts a workload of [`folder`] and waits for its first line.
     ///
     /// # Errors
     ///
     /// When it can't be started or ends before it says what it is.
     pub fn start(&self, arguments: &[&str]) -> Result<Target> {
-        Target::start(self.command(&workloads(), arguments)).with_context(|| self.name.clone())
-    }
-}
-
-impl Target {
-    /// Starts this command and waits for its first line.
-    ///
-    /// # Errors
-    ///
-    /// When it can't be started or its first line is no JSON with a `pid`.
-    pub fn start(mut command: Command) -> Result<Target> {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {command:?}"))?;
-        let output = child.stdout.take().expect("stdout is piped");
-        let mut target = Target {
-            pid: child.id(),
-            said: Value::Null,
-            child,
-            output: BufReader::new(output),
-        };
-        target.said = target.line().with_context(|| format!("{command:?}"))?;
-        ensure!(
-            target.said["pid"] == target.pid,
-            "process {} says of itself: {}",
-            target.pid,
-            target.said
-        );
-        Ok(target)
-    }
-
-    /// Sends it SIGTERM, at which some workloads say what they measured.
-    ///
-    /// # Errors
-    ///
-    /// When it says nothing.
-    pub fn finish(mut self) -> Result<Value> {
-        let pid = libc::pid_t::try_from(self.pid).context("a pid fits")?;
-        // SAFETY: kill takes no pointers; the child has not been waited for, so the pid is its own.
-        let sent = unsafe { libc::kill(pid, libc::SIGTERM) };
-        ensure!(sent == 0, "{}", std::io::Error::last_os_error());
-        self.line()
-    }
-
-    fn line(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        self.output
-            .read_line(&mut line)
-            .context("cannot read what the workload says")?;
-        serde_json::from_str(&line)
-            .with_context(|| format!("the workload said {line:?} instead of a JSON line"))
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        // It may have ended by itself; either way it must be waited for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Target::start(self.command(&folder(), arguments)).with_context(|| self.name.clone())
     }
 }
 

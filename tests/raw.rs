@@ -163,3 +163,43 @@ fn unescape(text: &str) -> String {
 fn hexadecimal(digits: Option<&str>) -> Option<char> {
     char::from_u32(u32::from_str_radix(digits?, 16).ok()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_every_kind_of_frame() {
+        let line = "process 7:\"python3 a.py\";thread (8): main;[truncated: depth];\
+                    f (/a b (c)/d:e.py:12);g (h.py);[unknown: gone] 3";
+        let stack = parse_line(line).expect("a stack");
+        assert_eq!((stack.process, stack.count), (Some(7), 3));
+        assert_eq!(stack.thread.map(|thread| thread.id), Some("8".to_owned()));
+        assert_eq!(stack.marker.as_deref(), Some("truncated: depth"));
+        let frame = |name: &str, file: &str, line| Frame {
+            name: name.to_owned(),
+            file: file.to_owned(),
+            line,
+        };
+        assert_eq!(
+            stack.frames,
+            [
+                frame("f", "/a b (c)/d:e.py", 12),
+                frame("g", "h.py", 0),
+                frame("[unknown: gone]", "", 0)
+            ]
+        );
+    }
+
+    #[test]
+    fn undoes_escapes() {
+        assert_eq!(unescape(r"a\x3bb\\x3b\n\u2028\q"), "a;b\\x3b\n\u{2028}\\q");
+    }
+
+    #[test]
+    fn refuses_what_is_no_stack() {
+        assert!(parse("a;b").is_err());
+        assert!(parse("a;b x").is_err());
+        assert!(parse("f (a:1);[truncated: depth] 1").is_err());
+    }
+}

@@ -79,10 +79,14 @@ fn build() -> Result<PathBuf> {
     Ok(profile.join("pyebpf"))
 }
 
-/// A `pyebpf` command line with these arguments.
+/// A `pyebpf` command line with these arguments, as root itself types it: without the user behind
+/// sudo, who may have started these tests.
 pub fn pyebpf(arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.args(arguments);
+    for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER"] {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -205,7 +205,7 @@ fn outputs_that_can_not_be_written() {
     let folder = folder();
     let missing = folder.path().join("missing/out.svg");
     let in_missing = text(missing.parent().expect("it has a folder"));
-    let arguments = ["record", "-d", "60", "-p", &pid, "-o"];
+    let arguments = ["record", "-d", "60", "-f", "raw", "-p", &pid, "-o"];
     let with = |path: &str, words: &[&str]| {
         let mut arguments = arguments.to_vec();
         arguments.push(path);

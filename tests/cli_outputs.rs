@@ -68,7 +68,7 @@ fn no_python_gives_a_profile_that_is_said_to_be_empty() {
         );
         assert_eq!(fs::read(&output).expect("it is written"), b"");
     };
-    empty(&["--", "sleep", "3"]);
+    empty(&["--", "sleep", "0.5"]);
     if python_runs() {
         skip(
             &format!("{TEST}, with --all-python"),

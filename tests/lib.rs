@@ -51,6 +51,8 @@ pub fn turn() -> MutexGuard<'static, ()> {
 #[derive(Debug, Default)]
 pub struct Parts {
     failures: Vec<String>,
+    /// Shown with the failures, where there are any.
+    details: String,
 }
 
 impl Parts {
@@ -61,6 +63,11 @@ impl Parts {
         }
     }
 
+    /// Adds what may explain a failure.
+    pub fn add(&mut self, detail: &str) {
+        self.details.push_str(detail);
+    }
+
     /// Ends the test.
     ///
     /// # Panics
@@ -68,6 +75,6 @@ impl Parts {
     /// When a part failed, with all the failures.
     pub fn finish(self) {
         let failures = self.failures.join("\n");
-        assert!(failures.is_empty(), "\n{failures}");
+        assert!(failures.is_empty(), "\n{failures}\n{}", self.details);
     }
 }

@@ -67,6 +67,9 @@ fn on_these(
                 let result = check(python, target, &recordings);
                 parts.note(&format!("{} ({})", python.name, target.pid), result);
             }
+            for recording in &recordings {
+                parts.add(&recording.stderr);
+            }
         }
         Err(error) => parts.note("pyebpf record", Err(error)),
     }

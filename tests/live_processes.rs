@@ -235,6 +235,7 @@ fn starts_a_command_as_the_user_behind_sudo() {
             .arg(&path)
             .args(["--", "/bin/sh", "-c", "id -u; id -g"]);
         command.env("SUDO_UID", "65534").env("SUDO_GID", "65534");
+        command.env("SUDO_USER", "nobody");
         let ended = Running::start(&mut command)?.wait()?;
         ensure!(ended.status.success(), "{}\n{}", ended.status, ended.stderr);
         let said = String::from_utf8_lossy(&ended.stdout).into_owned();

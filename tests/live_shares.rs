@@ -18,7 +18,7 @@ fn shows_a_split_of_cpu_time_within_3_points() {
     on_every_python(
         "shows_a_split_of_cpu_time_within_3_points",
         &["split.py"],
-        &["-d", "5", "-r", "999"],
+        &["-d", "12", "-r", "1999"],
         |_, target, recording| shares_are_as_told(&target.said, &recording.of(target.pid)),
     );
 }
@@ -86,13 +86,13 @@ fn tells_threads_apart_and_gives_blocked_ones_nothing() {
             let all = recordings[0].of(target.pid);
             busy_threads_only(&all)?;
             threads_are_told_apart(target, &all)?;
-            hashing_keeps_its_stack(&all)?;
+            summing_keeps_its_stack(&all)?;
             let holding = recordings[1].of(target.pid);
             let spins = by_thread_function(&holding, "spins_in_python");
-            let hashes = by_thread_function(&holding, "hashes_without_gil");
+            let sums = by_thread_function(&holding, "sums_without_gil");
             ensure!(
-                spins >= 10 && hashes * 20 <= spins,
-                "with -g: {hashes} samples of the thread without the GIL, {spins} of the other"
+                spins >= 10 && sums * 20 <= spins,
+                "with -g: {sums} samples of the thread without the GIL, {spins} of the other"
             );
             Ok(())
         },
@@ -105,7 +105,7 @@ fn by_thread_function(stacks: &[Stack], function: &str) -> u64 {
 
 fn busy_threads_only(stacks: &[Stack]) -> Result<()> {
     for stack in stacks {
-        let busy = has(stack, "spins_in_python") || has(stack, "hashes_without_gil");
+        let busy = has(stack, "spins_in_python") || has(stack, "sums_without_gil");
         ensure!(busy, "a blocked thread has time: {stack:?}");
         ensure!(stack.marker.is_none(), "marked: {stack:?}");
     }
@@ -113,7 +113,7 @@ fn busy_threads_only(stacks: &[Stack]) -> Result<()> {
 }
 
 fn threads_are_told_apart(target: &Target, stacks: &[Stack]) -> Result<()> {
-    for function in ["spins_in_python", "hashes_without_gil"] {
+    for function in ["spins_in_python", "sums_without_gil"] {
         let id = target.said["threads"][function].to_string();
         let own = by_thread_function(stacks, function);
         ensure!(own >= 10, "{own} samples of {function}");
@@ -127,12 +127,12 @@ fn threads_are_told_apart(target: &Target, stacks: &[Stack]) -> Result<()> {
 }
 
 /// A thread that is in C code without the GIL keeps its Python stack, with the line of the call.
-fn hashing_keeps_its_stack(stacks: &[Stack]) -> Result<()> {
-    let of_hashing: Vec<&Stack> = stacks
+fn summing_keeps_its_stack(stacks: &[Stack]) -> Result<()> {
+    let of_summing: Vec<&Stack> = stacks
         .iter()
-        .filter(|stack| has(stack, "hashes_without_gil"))
+        .filter(|stack| has(stack, "sums_without_gil"))
         .collect();
-    for stack in &of_hashing {
+    for stack in &of_summing {
         let names: Vec<&str> = stack
             .frames
             .iter()
@@ -144,7 +144,7 @@ fn hashing_keeps_its_stack(stacks: &[Stack]) -> Result<()> {
             names
                 .first()
                 .is_some_and(|name| name.ends_with("_bootstrap"))
-                && begin.is_some_and(|at| names.get(at + 1) == Some(&"hashes_without_gil")),
+                && begin.is_some_and(|at| names.get(at + 1) == Some(&"sums_without_gil")),
             "{names:?}"
         );
     }
@@ -152,10 +152,10 @@ fn hashing_keeps_its_stack(stacks: &[Stack]) -> Result<()> {
         stack
             .frames
             .last()
-            .is_some_and(|frame| frame.name == "hashes_without_gil")
+            .is_some_and(|frame| frame.name == "sums_without_gil")
     };
-    let all = samples(of_hashing.iter().copied());
-    let in_call = samples(of_hashing.iter().filter(leaf).copied());
+    let all = samples(of_summing.iter().copied());
+    let in_call = samples(of_summing.iter().filter(leaf).copied());
     ensure!(
         in_call * 10 >= all * 9,
         "{in_call} of {all} samples are at the call"

@@ -101,12 +101,23 @@ pub fn read(
     }
     let code = read_unproven(memory, layout, address);
     // Read in pieces while the process runs on: all of them belong together only if this is still
-    // the same object.
+    // the same object, and one that lives. A dead one looks the same until its place is taken,
+    // while its names and its table, freed before it, may be others' already.
     match identity(memory, layout, code_type, address) {
-        Ok(after) if after == before => code,
+        Ok(after) if after == before && lives(memory, address) => code,
         Ok(_) | Err(CodeFault::NotCode) => Err(Reason::Replaced),
         Err(CodeFault::Unreadable) => Err(Reason::Unreadable),
     }
+}
+
+/// Whether the object at `address` has references: `ob_refcnt`, the first word of every object of a
+/// build with a GIL (`Include/object.h`, 3.6 to 3.15). It is 0 from the moment that the object
+/// begins to die until its memory is given back, when `pymalloc` puts a pointer there.
+///
+/// No count comes near 2^32; from 3.14 on that is a separate field, which is 0 unless the count
+/// overflowed, with flags above it. Pointers into `pymalloc`'s memory, which is mapped, are larger.
+fn lives(memory: &impl Memory, address: u64) -> bool {
+    read_u64(memory, address).is_some_and(|word| word as u32 != 0 && word >> 32 & 0xffff == 0)
 }
 
 fn read_unproven(memory: &impl Memory, layout: &Layout, address: u64) -> Result<Code, Reason> {
@@ -195,6 +206,7 @@ mod tests {
         object.extend_from_slice(&[0xe8, 4]);
         memory.put(TABLE, &object);
         let mut object = vec![0; 256];
+        put(&mut object, 0, &1_u64.to_le_bytes());
         put(&mut object, layout.object_type, &TYPE.to_le_bytes());
         put(&mut object, layout.code_name, &NAME.to_le_bytes());
         put(&mut object, layout.code_filename, &FILE.to_le_bytes());
@@ -285,6 +297,29 @@ mod tests {
         put(&mut object, layout.code_first_line, &8_u32.to_le_bytes());
         memory.put(CODE, &object);
         memory
+    }
+
+    #[test]
+    fn an_object_that_died_while_it_was_read_is_not_named() {
+        for minor in rows::FIRST_MINOR..=rows::LAST_MINOR {
+            let layout = rows::layout(minor).unwrap();
+            let with_count = |count: u64| {
+                let mut memory = recorded(&layout, "spam", 2);
+                let mut object = vec![0; 256];
+                assert!(memory.read(CODE, &mut object));
+                put(&mut object, 0, &count.to_le_bytes());
+                memory.put(CODE, &object);
+                read(&memory, &layout, TYPE, CODE, 0)
+            };
+            // A few references, immortal in 3.11, 3.12 and 3.14, and immortal with flags.
+            for alive in [1, 40, 999_999_999, 0xffff_ffff, 3 << 30, 5 << 48 | 3 << 30] {
+                assert!(with_count(alive).is_ok(), "{alive:#x}");
+            }
+            // No reference left, the last block of a pool, and a block with another after it.
+            for dead in [0, 5 << 48, 0x7f3a_2c41_0e40] {
+                assert_eq!(with_count(dead), Err(Reason::Replaced), "{dead:#x}");
+            }
+        }
     }
 
     #[test]

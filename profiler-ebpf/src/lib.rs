@@ -260,8 +260,6 @@ pub struct Layout {
     pub thread_frame: u32,
     /// `thread_id`, which is `pthread_self()` of the thread.
     pub thread_id: u32,
-    /// `datastack_chunk`, or 0.
-    pub thread_chunk: u32,
     /// `_PyCFrame.current_frame` (3.11, 3.12), else 0.
     pub cframe_frame: u32,
 
@@ -355,7 +353,7 @@ const _: () = {
     assert!(size_of::<Frame>() == 16);
     assert!(size_of::<Process>() == 16);
     assert!(size_of::<Target>() == 72);
-    assert!(size_of::<Layout>() == 4 * 37);
+    assert!(size_of::<Layout>() == 4 * 36);
     assert!(MAX_FRAMES.is_power_of_two());
     // A per-CPU map value is at most 32 KiB (PCPU_MIN_UNIT_SIZE of the kernel).
     assert!(size_of::<python::Walk>() <= 32 * 1024);

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use profiler_ebpf::Outcome;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     process::Child,
@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     bpf::Kernel,
     cli::Limit,
+    cpython::threads,
     profile::{FrameId, Profile, ThreadId},
     sample::{self, Record, Stack},
     symbolize::Symbols,
@@ -93,6 +94,8 @@ pub struct Session {
     symbols: FxHashMap<u32, Symbols>,
     /// By incarnation and thread id.
     threads: FxHashMap<(u32, u32), ThreadId>,
+    /// Incarnations with threads that have come since Python's names were read.
+    nameless: FxHashSet<u32>,
     /// Working memory of `take_sample`: a stack, newest frame first.
     frames: Vec<FrameId>,
     round: u32,
@@ -109,6 +112,7 @@ impl Session {
             gil_only,
             symbols: FxHashMap::default(),
             threads: FxHashMap::default(),
+            nameless: FxHashSet::default(),
             frames: Vec::new(),
             round: 0,
         }
@@ -168,6 +172,7 @@ impl Session {
         };
         self.kernel.stop();
         self.drain()?;
+        self.name_threads();
         self.tally.not_looked = self.targets.missed();
         self.profile.set_duration(started.elapsed());
         Ok(end)
@@ -176,6 +181,7 @@ impl Session {
     fn tick(&mut self) -> Result<()> {
         self.round = self.round.wrapping_add(1);
         self.kernel.retune(self.round)?;
+        self.name_threads();
         self.targets.tick(&mut self.kernel);
         let targets = &self.targets;
         self.symbols.retain(|&id, _| targets.get(id).is_some());
@@ -184,6 +190,20 @@ impl Session {
             self.tally.notices.push(notice.0);
         }
         Ok(())
+    }
+
+    /// Gives new threads the names that Python has for them.
+    fn name_threads(&mut self) {
+        for id in self.nameless.drain() {
+            let Some(target) = self.targets.get(id) else {
+                continue;
+            };
+            for (tid, name) in threads::names(target.pid, &target.interpreter) {
+                if let Some(&thread) = self.threads.get(&(id, tid)) {
+                    self.profile.set_thread_name(thread, name);
+                }
+            }
+        }
     }
 
     /// Reads what the ring buffer holds.
@@ -239,6 +259,7 @@ impl Session {
                     .profile
                     .add_thread(process, sample.tid, sample::comm(sample));
                 self.threads.insert((sample.target, sample.tid), thread);
+                self.nameless.insert(sample.target);
                 thread
             }
         };

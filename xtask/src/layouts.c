@@ -69,11 +69,6 @@ int main(void) {
     ROW(thread_frame, AT(PyThreadState, current_frame));
 #endif
     ROW(thread_id, AT(PyThreadState, thread_id));
-#if MINOR <= 10
-    ROW(thread_chunk, 0);
-#else
-    ROW(thread_chunk, AT(PyThreadState, datastack_chunk));
-#endif
 #if MINOR == 11 || MINOR == 12
     ROW(cframe_frame, AT(_PyCFrame, current_frame));
 #else

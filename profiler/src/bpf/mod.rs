@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::{PerfEvent, RawTracePoint},
+    programs::{PerfEvent, ProgramError, RawTracePoint},
 };
 use profiler_ebpf::{COUNTERS, Counter, Frame, Layout, MAX_FRAMES, Outcome, Sample, Target};
 
@@ -25,6 +25,9 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pyebpf-
 /// samples.
 const RING_MIN: u64 = 1 << 20;
 const RING_MAX: u64 = 16 << 20;
+
+/// How many lines of the verifier's log are shown.
+const LOG_LINES: usize = 12;
 
 /// Up to this many samples a second on the whole machine each wakes the daemon, so that names are
 /// read at once; beyond, the daemon's timer and a filling buffer do.
@@ -100,17 +103,13 @@ impl Kernel {
             ("on_fork", "sched_process_fork"),
         ] {
             let program: &mut RawTracePoint = program(&mut ebpf, name)?;
-            program
-                .load()
-                .with_context(|| format!("the kernel refused the program {name}"))?;
+            program.load().map_err(|error| refused(name, error))?;
             program
                 .attach(tracepoint)
                 .with_context(|| format!("cannot attach {name} to {tracepoint}"))?;
         }
         let sample: &mut PerfEvent = program(&mut ebpf, "sample")?;
-        sample
-            .load()
-            .context("the kernel refused the program sample")?;
+        sample.load().map_err(|error| refused("sample", error))?;
         Ok(Kernel {
             rate: settings.rate,
             targets: HashMap::try_from(map(&mut ebpf, "TARGETS")?)?,
@@ -246,6 +245,24 @@ impl Counts {
     pub fn counter(&self, counter: Counter) -> u64 {
         self.slots[counter as usize]
     }
+}
+
+/// Why a program was not loaded, with the end of what the verifier said: the rest, thousands of
+/// lines, is the way there.
+fn refused(name: &str, error: ProgramError) -> anyhow::Error {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = &error
+    {
+        let log = verifier_log.to_string();
+        let lines: Vec<&str> = log.trim_end().lines().collect();
+        let end = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n  ");
+        return anyhow!(
+            "the kernel refused the program {name}: {io_error}; the verifier's last words:\n  {end}"
+        );
+    }
+    anyhow::Error::new(error).context(format!("the kernel refused the program {name}"))
 }
 
 fn ring_bytes(rate: u32, cpus: usize) -> u32 {

@@ -91,7 +91,7 @@ pub fn wobble(rate: u32, cpu: u32, round: u32) -> u64 {
     // The golden ratio's multiples cover [0, 1) evenly, whatever the starting point.
     let pair = f64::from(round / 2) + 17.0 * f64::from(cpu);
     let off = 0.04 + 0.11 * (pair * 0.618_033_988_749_895).fract();
-    let longer = (round + cpu).is_multiple_of(2);
+    let longer = round.wrapping_add(cpu).is_multiple_of(2);
     // In one pair of rounds of equal length the rates 1 + off and 1 - off average to the nominal.
     let factor = if longer { 1.0 - off } else { 1.0 + off };
     (nominal / factor) as u64

@@ -194,10 +194,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Layout, RuntimeRow), Refusal> {
     let thread = thread.no_more_than(THREAD_SPAN_MAX - 8);
     layout.thread_next = thread.pointer("next")?;
     layout.thread_id = thread.pointer("thread_id")?;
-    layout.thread_chunk = thread.pointer("datastack_chunk")?;
-    // The walk reads a thread state up to the later of these two and no further.
-    let read = layout.thread_id.max(layout.thread_chunk) + 8;
-    let thread = thread.no_more_than(read as usize);
+    // The walk reads a thread state from `interp` to `thread_id`; the rest must lie between.
+    let thread = thread.no_more_than(layout.thread_id as usize + 8);
     layout.thread_frame = thread.pointer("current_frame")?;
     layout.thread_interpreter = thread.pointer("interp")?;
     match minor {

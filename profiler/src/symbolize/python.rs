@@ -149,8 +149,10 @@ fn shorten(root: &Path, file: &str) -> String {
             break;
         }
     }
-    path.strip_prefix(top)
-        .map_or_else(|_| file.to_owned(), |short| short.display().to_string())
+    match path.strip_prefix(top) {
+        Ok(short) if short != Path::new("") => short.display().to_string(),
+        _ => file.to_owned(),
+    }
 }
 
 #[cfg(test)]

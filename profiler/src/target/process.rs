@@ -80,17 +80,30 @@ fn stat(pid: Pid) -> Option<Stat> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
 
+    /// A child that has begun to run its program: until then its arguments are not to be seen.
+    fn sleeper(argument: &str) -> Child {
+        let child = Command::new("sleep")
+            .args(["60", argument])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        while command_line(child.id()) == "sleep" {
+            std::thread::yield_now();
+        }
+        child
+    }
+
     #[test]
     fn sees_a_child_until_it_ends_even_as_a_zombie() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = sleeper("0");
         let pid = child.id();
         assert!(exists(pid));
         assert!(descendants(std::process::id()).unwrap().contains(&pid));
-        assert_eq!(command_line(pid), "sleep 60");
+        assert_eq!(command_line(pid), "sleep 60 0");
         child.kill().unwrap();
         // SAFETY: waits for our own child without reaping it.
         unsafe {
@@ -105,11 +118,7 @@ mod tests {
 
     #[test]
     fn long_command_lines_are_cut() {
-        let mut child = Command::new("sleep")
-            .args(["60", &"0".repeat(4000)])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = sleeper(&"0".repeat(4000));
         let line = command_line(child.id());
         assert!(
             line.starts_with("sleep 60 000") && line.ends_with('…'),

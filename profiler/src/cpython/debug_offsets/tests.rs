@@ -138,11 +138,13 @@ fn whatever_is_accepted_can_be_read_by_the_walk() {
             continue;
         };
         accepted += 1;
-        let thread = layout.thread_id.max(layout.thread_chunk) as usize + 8;
+        let thread = layout.thread_id as usize + 8;
         assert!(thread < THREAD_SPAN_MAX);
         assert!(layout.thread_frame as usize + 8 <= thread);
         assert!(layout.thread_interpreter as usize + 8 <= thread);
         assert!(layout.gil_offset as usize + 4 <= thread);
+        assert!(layout.thread_interpreter <= layout.thread_frame);
+        assert!(layout.thread_interpreter <= layout.gil_offset);
         assert!((layout.code_span as usize) < CODE_SPAN_MAX);
         assert!(layout.code_linetable + 8 <= layout.code_span);
         assert!(layout.code_version + 4 <= layout.code_span);

@@ -99,7 +99,7 @@ pub fn read(
     if sampled != 0 && before != sampled {
         return Err(Reason::Replaced);
     }
-    let code = read_unproven(memory, layout, address);
+    let code = read_unproven(memory, layout, code_type, address);
     // Read in pieces while the process runs on: all of them belong together only if this is still
     // the same object, and one that lives. A dead one looks the same until its place is taken,
     // while its names and its table, freed before it, may be others' already.
@@ -120,7 +120,12 @@ fn lives(memory: &impl Memory, address: u64) -> bool {
     read_u64(memory, address).is_some_and(|word| word as u32 != 0 && word >> 32 & 0xffff == 0)
 }
 
-fn read_unproven(memory: &impl Memory, layout: &Layout, address: u64) -> Result<Code, Reason> {
+fn read_unproven(
+    memory: &impl Memory,
+    layout: &Layout,
+    code_type: u64,
+    address: u64,
+) -> Result<Code, Reason> {
     let mut bytes = [0; CODE_SPAN_MAX];
     let object = bytes
         .get_mut(..layout.code_span as usize)
@@ -129,6 +134,10 @@ fn read_unproven(memory: &impl Memory, layout: &Layout, address: u64) -> Result<
         return Err(Reason::Unreadable);
     }
     let pointer = |offset: u32| field(&bytes, offset).map(u64::from_le_bytes);
+    // The walk looks at the type only where a frame may be garbage.
+    if code_type != 0 && pointer(layout.object_type) != Some(code_type) {
+        return Err(Reason::NotCode);
+    }
     let text = |offset: u32| -> Result<String, Reason> {
         let address = pointer(offset).ok_or(Reason::NotCode)?;
         Ok(read_str(memory, layout, address, TEXT_MAX)?)

@@ -205,6 +205,18 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Layout, RuntimeRow), Refusal> {
         _ => layout.gil_offset = thread.at("holds_gil", 4)?,
     }
 
+    for (field, offset) in [
+        ("current_frame", layout.thread_frame),
+        ("status", layout.gil_offset),
+    ] {
+        if offset < layout.thread_interpreter {
+            return Err(Refusal::Absurd {
+                field: format!("thread_state.{field}"),
+                value: offset.into(),
+            });
+        }
+    }
+
     let frame = table.structure("interpreter_frame", FRAME_SPAN_MAX as u64)?;
     let frame = frame.no_more_than(layout.frame_span as usize);
     layout.frame_code = frame.pointer("executable")?;

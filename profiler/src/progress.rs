@@ -7,7 +7,10 @@ use std::{
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use crate::{session::Session, tally::Tally};
+use crate::{
+    session::Session,
+    tally::{Tally, plural},
+};
 
 /// How often the line changes.
 const EVERY: Duration = Duration::from_millis(250);
@@ -46,11 +49,14 @@ impl Progress {
             .counts()
             .map_or(0, |counts| Tally::lost(&counts));
         bar.set_message(format!(
-            "{} · {} samples · {} Python processes · {} lost · Ctrl-C ends and writes the profile",
+            "{} · {} · {} · {lost} lost · Ctrl-C ends and writes the profile",
             HumanDuration(Duration::from_secs(self.started.elapsed().as_secs())),
-            session.profile.total().samples,
-            session.targets.running(),
-            lost,
+            plural(session.profile.total().samples, "sample", "samples"),
+            plural(
+                session.targets.running() as u64,
+                "Python process",
+                "Python processes"
+            ),
         ));
         bar.tick();
     }

@@ -96,13 +96,21 @@ impl Tally {
             writeln!(text, "{args}").expect("writing to a string");
         };
         let total = profile.total();
-        line(format_args!(
-            "{} samples of {} processes in {:.1} s, {:.1} % with a complete stack",
-            total.samples,
-            profile.processes_with_samples(),
-            profile.meta().duration.as_secs_f64(),
-            self.complete_percent(),
-        ));
+        let seconds = profile.meta().duration.as_secs_f64();
+        if profile.is_empty() {
+            line(format_args!("no samples in {seconds:.1} s"));
+        } else {
+            line(format_args!(
+                "{} of {} in {seconds:.1} s, {:.1} % with a complete stack",
+                plural(total.samples, "sample", "samples"),
+                plural(
+                    profile.processes_with_samples() as u64,
+                    "process",
+                    "processes"
+                ),
+                self.complete_percent(),
+            ));
+        }
         for (name, count) in self.losses(counts, named) {
             line(format_args!("  {count:>7} {name}"));
         }
@@ -138,6 +146,14 @@ impl Tally {
             }
         }
         text
+    }
+}
+
+/// A number with its noun.
+pub fn plural(count: u64, one: &str, many: &str) -> String {
+    match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count} {many}"),
     }
 }
 

@@ -180,7 +180,7 @@ impl Session {
 
     fn tick(&mut self) -> Result<()> {
         self.round = self.round.wrapping_add(1);
-        self.kernel.retune(self.round)?;
+        self.kernel.tune(self.round)?;
         self.name_threads();
         self.targets.tick(&mut self.kernel);
         let targets = &self.targets;

@@ -5,7 +5,10 @@ mod btf;
 mod log;
 mod perf;
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -54,7 +57,8 @@ pub struct Kernel {
     layouts: Array<MapData, Layout>,
     counts: PerCpuArray<MapData, u64>,
     records: RingBuf<MapData>,
-    events: Vec<perf::Event>,
+    /// By CPU.
+    events: BTreeMap<u32, perf::Event>,
     log: Option<log::Reader>,
     ebpf: Ebpf,
 }
@@ -116,7 +120,7 @@ impl Kernel {
             layouts: Array::try_from(map(&mut ebpf, "LAYOUTS")?)?,
             counts: PerCpuArray::try_from(map(&mut ebpf, "COUNTS")?)?,
             records: RingBuf::try_from(map(&mut ebpf, "RECORDS")?)?,
-            events: Vec::new(),
+            events: BTreeMap::new(),
             log: settings
                 .log
                 .then(|| log::Reader::open(&mut ebpf))
@@ -137,23 +141,29 @@ impl Kernel {
     /// # Errors
     /// When a perf event can't be opened.
     pub fn start(&mut self) -> Result<()> {
-        let sample: &mut PerfEvent = program(&mut self.ebpf, "sample")?;
-        let program = sample.fd()?;
-        for cpu in online_cpus()? {
-            self.events
-                .push(perf::Event::open(cpu, self.rate, program)?);
-        }
-        Ok(())
+        self.tune(0)
     }
 
-    /// Gives each CPU a new sampling period near the nominal one; call it about once a second.
-    /// See [`perf::wobble`].
+    /// Gives each CPU a new sampling period near the nominal one (see [`wobble`]), and follows CPUs
+    /// that have come or gone; call it about once a second.
     ///
     /// # Errors
-    /// When the kernel refuses the period.
-    pub fn retune(&mut self, round: u32) -> Result<()> {
-        for (index, event) in self.events.iter().enumerate() {
-            event.set_period(wobble(self.rate, index as u32, round))?;
+    /// When the kernel refuses a perf event or its period.
+    pub fn tune(&mut self, round: u32) -> Result<()> {
+        let sample: &mut PerfEvent = program(&mut self.ebpf, "sample")?;
+        let program = sample.fd()?;
+        let online = online_cpus()?;
+        // The clock of a CPU that went away stays dead when the CPU comes back.
+        self.events.retain(|cpu, _| online.contains(cpu));
+        for cpu in online {
+            let period = wobble(self.rate, cpu, round);
+            match self.events.get(&cpu) {
+                Some(event) => event.set_period(period)?,
+                None => {
+                    let event = perf::Event::open(cpu, period, program)?;
+                    self.events.insert(cpu, event);
+                }
+            }
         }
         Ok(())
     }

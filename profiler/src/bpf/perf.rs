@@ -20,19 +20,19 @@ pub(super) struct Event {
 }
 
 impl Event {
-    /// Opens a clock that fires about `rate` times a second while `cpu` is not idle, and runs
+    /// Opens a clock that fires every `period` nanoseconds while `cpu` is not idle, and runs
     /// `program` each time.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(super) fn open(cpu: u32, rate: u32, program: &impl AsFd) -> Result<Event> {
+    pub(super) fn open(cpu: u32, period: u64, program: &impl AsFd) -> Result<Event> {
         let mut attr = perf_event_attr {
             size: u32::try_from(size_of::<perf_event_attr>()).expect("a small struct"),
             type_: sys::bindings::PERF_TYPE_SOFTWARE,
             config: u64::from(sys::bindings::PERF_COUNT_SW_CPU_CLOCK),
             ..perf_event_attr::default()
         };
-        attr.__bindgen_anon_1.sample_period = wobble(rate, cpu, 0);
+        attr.__bindgen_anon_1.sample_period = period;
         attr.set_disabled(1);
         // The kernel then skips the idle task, which is never a target.
         attr.set_exclude_idle(1);

@@ -2,7 +2,8 @@
 
 - `exits SECONDS`: works, then exits with status 3;
 - `execs PYTHON`: works for two seconds, then becomes `PYTHON lifecycle.py after_exec`;
-- `spawns`: works, and starts a child that works too, by fork and exec;
+- `spawns`: works, and starts a child that works too, by fork and exec, and two seconds later
+  another;
 - `forks`: likewise by fork alone;
 - `works`: works until the parent is gone or a minute has passed.
 
@@ -32,7 +33,11 @@ def after_exec():
     work(60)
 
 
-def in_parent():
+def in_parent(seconds=60):
+    work(seconds)
+
+
+def in_late_child():
     work(60)
 
 
@@ -45,8 +50,18 @@ def say(**facts):
     sys.stdout.flush()
 
 
-def main(mode, *rest):
+def forked(function):
     global PARENT
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        PARENT = parent
+        function()
+        os._exit(0)
+    return child
+
+
+def main(mode, *rest):
     if mode == "exits":
         say()
         work(float(rest[0]))
@@ -60,18 +75,19 @@ def main(mode, *rest):
     elif mode == "spawns":
         child = subprocess.Popen([sys.executable, "-B", __file__, "child"])
         say(child=child.pid)
+        in_parent(2)
+        late = subprocess.Popen([sys.executable, "-B", __file__, "late"])
         in_parent()
+        late.wait()
     elif mode == "forks":
-        parent = os.getpid()
-        child = os.fork()
-        if child == 0:
-            PARENT = parent
-            in_child()
-            os._exit(0)
-        say(child=child)
+        say(child=forked(in_child))
+        in_parent(2)
+        forked(in_late_child)
         in_parent()
     elif mode == "child":
         in_child()
+    elif mode == "late":
+        in_late_child()
     elif mode == "works":
         say()
         in_parent()

@@ -120,7 +120,7 @@ fn threads_are_told_apart(target: &Target, stacks: &[Stack]) -> Result<()> {
         for stack in stacks.iter().filter(|stack| has(stack, function)) {
             let thread = stack.thread.as_ref().context("no thread frame")?;
             ensure!(thread.id == id, "{function} runs in {id}, not {thread:?}");
-            ensure!(!thread.name.is_empty(), "{thread:?} has no name");
+            ensure!(thread.name == function, "{thread:?} runs {function}");
         }
     }
     Ok(())

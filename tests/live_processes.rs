@@ -203,6 +203,11 @@ fn ends_a_command_that_outlives_the_duration() {
             "it was not ended"
         );
         ensure!(
+            ended.status.code() == Some(0),
+            "the profile is written: {}",
+            ended.status
+        );
+        ensure!(
             with(&stacks, "in_parent") > 0,
             "{stacks:?}\n{}",
             ended.stderr

@@ -130,8 +130,8 @@ impl Session {
         signals: &mut Signals,
         mut progress: impl FnMut(&Session),
     ) -> Result<End> {
-        let started = Instant::now();
         self.kernel.start()?;
+        let started = Instant::now();
         // SAFETY: the descriptor is ours and is neither closed nor replaced before `ready` is gone.
         let ready = unsafe {
             AsyncFd::register_with_interest(self.kernel.records_fd()?, Interest::READABLE)

@@ -68,7 +68,7 @@ async fn record(config: Record, destination: Destination) -> Result<ExitCode> {
         .await;
     progress.done();
     let status = match &mut child {
-        Some(child) => Some(command::end(child).await?),
+        Some(child) => command::end(child).await?,
         None => None,
     };
     let end = end?;

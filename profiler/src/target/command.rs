@@ -52,23 +52,25 @@ pub fn start(program: &[String]) -> Result<Child> {
     })
 }
 
-/// Waits for the program, ending it if it still runs: SIGTERM, and SIGKILL after five seconds.
+/// Ends the program if it still runs: SIGTERM, and SIGKILL after five seconds. Its status if it had
+/// ended by itself.
 ///
 /// # Errors
 /// When it can't be waited for.
-pub async fn end(child: &mut Child) -> Result<ExitStatus> {
+pub async fn end(child: &mut Child) -> Result<Option<ExitStatus>> {
     if let Some(status) = child.try_wait()? {
-        return Ok(status);
+        return Ok(Some(status));
     }
     if let Some(pid) = child.id() {
         // SAFETY: our own child, not reaped yet, so the pid is still its.
         unsafe { libc::kill(pid as i32, libc::SIGTERM) };
     }
     if let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await {
-        return Ok(status?);
+        status.context("cannot wait for the command")?;
+        return Ok(None);
     }
     child.kill().await.context("cannot end the command")?;
-    Ok(child.wait().await?)
+    Ok(None)
 }
 
 /// The exit code that a shell would give.

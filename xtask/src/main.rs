@@ -1,6 +1,7 @@
 //! `cargo xtask TASK`: the chores of this repository. One file per task; this one only dispatches.
 
 mod apt;
+mod bench;
 mod ci;
 mod install;
 mod layouts;
@@ -27,6 +28,8 @@ enum Task {
     Test(test::Args),
     /// Build and install pyebpf and its shell completions where sudo finds them.
     Install(install::Args),
+    /// Measure what pyebpf costs, beside py-spy and perf.
+    Bench(bench::Args),
     /// Measure CPython's structures with the headers of the installed Pythons.
     Layouts(layouts::Args),
     /// What continuous integration runs: format, lints, tests.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Install(args) => install::run(&args),
         Task::Layouts(args) => layouts::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Ci => ci::run(),
     };
     match done {

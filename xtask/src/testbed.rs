@@ -4,7 +4,7 @@
 mod readers;
 mod sid;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -34,6 +34,14 @@ impl Lacking {
             eprintln!("not available, its tests are skipped: {piece}");
         }
     }
+}
+
+/// py-spy alone, which the benchmark compares with; gives the program.
+pub(crate) fn py_spy() -> Result<PathBuf> {
+    let cache = cache()?;
+    let _turn = turn(&cache)?;
+    readers::py_spy(&cache, &mut Apt::default())?;
+    Ok(cache.join("venv/bin/py-spy"))
 }
 
 /// Makes every piece that can be made.

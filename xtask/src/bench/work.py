@@ -1,0 +1,94 @@
+"""What `cargo xtask bench` measures: `work.py block|busy|sleep DEPTH ten|all`, under a stack of
+exactly DEPTH frames. `ten`: through ten functions in two files, which is what deep stacks look
+like; `all`: every frame another function. It ends with the process that started it.
+
+`block`: for each line of standard input, a number of seconds, does equal units of work for about so
+long and answers with the seconds that each unit took. `busy`: works until it is killed. `sleep`:
+waits. Each says first that it is up, and under how many frames.
+"""
+import os
+import sys
+import time
+
+MODE = sys.argv[1]
+DEPTH = int(sys.argv[2])
+SHAPE = sys.argv[3]
+PARENT = os.getppid()
+# Seconds that a unit of work takes when nothing disturbs it.
+UNIT = 0.02
+
+clock = time.perf_counter
+
+
+def up(frame):
+    frames = 0
+    while frame is not None:
+        frames += 1
+        frame = frame.f_back
+    print("up under", frames, flush=True)
+
+
+def blocks():
+    steps = 1 << 14
+    best = 0.0
+    up(sys._getframe())
+    for line in sys.stdin:
+        while best == 0.0:
+            # The first block finds out how many steps a unit is: the quickest of some tries.
+            tries = []
+            for _ in range(5):
+                start = clock()
+                x = 1
+                for _ in range(steps):
+                    x = x * 5 + 7 & 65535
+                tries.append(clock() - start)
+            best = min(tries)
+            steps = int(steps * UNIT / best) + 1
+        times = []
+        end = clock() + float(line)
+        while not times or clock() < end:
+            start = clock()
+            x = 1
+            for _ in range(steps):
+                x = x * 5 + 7 & 65535
+            times.append(clock() - start)
+        print(" ".join(map(repr, times)), flush=True)
+
+
+def busy():
+    up(sys._getframe())
+    while os.getppid() == PARENT:
+        x = 1
+        for _ in range(1 << 18):
+            x = x * 5 + 7 & 65535
+
+
+def sleep():
+    up(sys._getframe())
+    while os.getppid() == PARENT:
+        time.sleep(1)
+
+
+def ten(between, leaf):
+    """A function that puts `between` frames on the stack, through ten functions, and then leaf."""
+    names = {"leaf": leaf}
+    for number in range(10):
+        source = "def step_%d(left):\n    return step_%d(left - 1) if left > 1 else leaf()\n"
+        file = "/srv/application/package/module_%d.py" % (number % 2)
+        exec(compile(source % (number, (number + 1) % 10), file, "exec"), names)
+    return lambda: names["step_0"](between - 1)
+
+
+def each_its_own(between, leaf):
+    """The same with as many functions as frames."""
+    names = {"step_%d" % between: leaf}
+    for number in range(between):
+        source = "def step_%d():\n    return step_%d()\n" % (number, number + 1)
+        exec(compile(source, "/srv/application/package/module.py", "exec"), names)
+    return names["step_0"]
+
+
+sys.setrecursionlimit(DEPTH + 200)
+LEAF = {"block": blocks, "busy": busy, "sleep": sleep}[MODE]
+# The module and the leaf are frames, too.
+(ten if SHAPE == "ten" else each_its_own)(DEPTH - 2, LEAF)()

@@ -121,8 +121,11 @@ impl Walk {
         self.window_high = 0;
         self.at_entry = 0;
         self.unproven = 0;
+        self.current = 0;
         self.sample.frames = 0;
         self.sample.gil = 0;
+        // What holds if the steps run out: a chain of entry frames alone may have no end.
+        self.sample.outcome = Outcome::TruncatedDepth as u8;
 
         let thread = match self.find_thread(memory, layout, target, control_block) {
             Ok(thread) => thread,
@@ -335,13 +338,18 @@ impl Walk {
     #[inline(always)]
     fn locate<M: Memory>(&mut self, memory: &M, layout: &Layout, address: u64) -> Option<u32> {
         let end = address.wrapping_add(u64::from(layout.frame_span));
+        // Garbage: an address at the end of the address space would wrap into the window, one
+        // between words would be rounded there.
+        if end < address || address & 7 != 0 {
+            return None;
+        }
         if address >= self.window_low && end <= self.window_high {
             return Some((address - self.window_low) as u32);
         }
         let below =
             self.window_low.wrapping_sub(address) < NEAR || self.alone.wrapping_sub(address) < NEAR;
         let page = address & !(WINDOW as u64 - 1);
-        if below && layout.chain != Chain::FrameObject as u32 && end <= page + WINDOW as u64 {
+        if below && layout.chain != Chain::FrameObject as u32 && end - page <= WINDOW as u64 {
             let length = (end - page) as usize & (BUFFER - 1);
             if memory.read(page, &mut self.buffer[..length]) {
                 self.window_low = page;

@@ -135,11 +135,17 @@ fn check_parts(recording: &Recording, code: u64) {
             flip(recording, at, ((end - back) % 8 * 8) as u32);
         });
     }
-    differs("the file's length", &|recording| {
-        recording
-            .memory
-            .write_word(file + u64::from(layout.str_length), length - 1);
-    });
+    // With the same tail, whose last characters are all one. Short names have none to spare.
+    if length * kind < 24 {
+        return;
+    }
+    let mut alike = recording.clone();
+    alike.memory.write(end - 24, &[b'x'; 24]);
+    let before = alike.identity(code);
+    let at = file + u64::from(layout.str_length);
+    alike.memory.write_word(at, length - 8 / kind);
+    let after = alike.identity(code);
+    assert_ne!(after, before, "{}: the file's length", alike.version);
 }
 
 #[test]

@@ -49,21 +49,27 @@ fn each_frame(
 #[test]
 fn a_pointer_to_what_is_not_there_ends_the_stack_at_that_frame() {
     for minor in MINORS {
-        // The last bytes of the address space, too: there addresses wrap around.
-        for absent in [HOLE, u64::MAX, u64::MAX - 7, u64::MAX - 71, u64::MAX - 4095] {
+        // The last bytes of the address space, too: there addresses wrap around. And a place
+        // within the frame that should have been.
+        let last = [u64::MAX, u64::MAX - 7, u64::MAX - 71, u64::MAX - 4095].map(Some);
+        for absent in [Some(HOLE), None].into_iter().chain(last) {
             let point = |recording: &mut Recording, chain: &[Link], at: usize| match at {
                 0 => {
                     let link = recording.newest(recording.main().control_block);
+                    let absent = absent.unwrap_or(chain[at].address + 4);
                     recording.memory.write_word(link, absent);
                 }
-                at => recording.set_caller(chain[at - 1], absent),
+                at => {
+                    let absent = absent.unwrap_or(chain[at].address + 4);
+                    recording.set_caller(chain[at - 1], absent);
+                }
             };
             each_frame(minor, point, |walk, whole, place| {
                 let expected = match place {
                     0 => Outcome::UnreadableFrame,
                     _ => Outcome::TruncatedFrame,
                 };
-                let at = format!("3.{minor} frame {place} at {absent:#x}");
+                let at = format!("3.{minor} frame {place} at {absent:x?}");
                 assert_eq!(outcome(walk), expected, "{at}");
                 assert_eq!(frames(walk), &whole[..place], "{at}");
             });

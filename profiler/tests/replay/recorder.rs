@@ -14,7 +14,8 @@ use pyebpf::memory::ProcessMemory;
 use serde::Deserialize;
 
 use super::MINORS;
-use super::recording::{Called, LINE, Pages, Recording, Thread, empty_walk, outcome, walk_over};
+use super::pages::{LINE, Pages};
+use super::recording::{Called, Recording, Thread, empty_walk, outcome, walk_over};
 
 /// Rests in two threads, each at the line at which it told its frames: one in a C call that has
 /// released the GIL, the other in one that keeps it. `wide` has frames of 8 KiB where the version

@@ -164,17 +164,19 @@ fn elsewhere_a_code_object_that_is_not_there_costs_only_its_identity() {
 #[test]
 fn what_is_no_code_object_gets_no_name() {
     for minor in MINORS {
-        let (recording, _, chain) = whole(minor);
-        let other = recording.other_object(chain[0].code);
-        let kind = recording.target.code_type;
-        let read = code::read(&recording.memory, &recording.layout, kind, other, 0);
-        assert!(
-            matches!(
-                read,
-                Err(Reason::NotCode | Reason::Unreadable | Reason::TooLong)
-            ),
-            "3.{minor}: {read:?}"
+        let (mut recording, walk, chain) = whole(minor);
+        let (code, sampled) = (chain[0].code, walk.frames[0].identity);
+        let kind = code + u64::from(recording.layout.object_type);
+        recording.memory.write_word(kind, HOLE);
+        let code_type = recording.target.code_type;
+        let read = code::read(
+            &recording.memory,
+            &recording.layout,
+            code_type,
+            code,
+            sampled,
         );
+        assert_eq!(read, Err(Reason::NotCode), "3.{minor}");
     }
 }
 

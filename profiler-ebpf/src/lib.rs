@@ -53,7 +53,7 @@ pub struct Sample {
     pub tid: u32,
     /// When: nanoseconds of `CLOCK_MONOTONIC`.
     pub time: u64,
-    /// For how much time this sample stands: the sampling period in force, in nanoseconds.
+    /// For how much time this sample stands: this CPU's sampling period, in nanoseconds.
     pub weight: u64,
     /// The thread's `comm`, NUL-padded.
     pub comm: [u8; 16],
@@ -137,7 +137,8 @@ pub enum Outcome {
     UnreadableFrame = 6,
     /// The newest frame did not lead to a code object.
     UnreadableCode = 7,
-    /// The thread has no Python thread state: it never ran Python.
+    /// No thread state of this thread was found: it never ran Python, or it is not among the
+    /// [`MAX_THREADS_WALKED`] that were looked at.
     NoThreadState = 8,
     /// The interpreter has no thread state at all yet, or no longer.
     NoInterpreter = 9,
@@ -197,13 +198,15 @@ pub const COUNTERS: u32 = 32;
 pub struct Target {
     /// A [`TargetState`].
     pub state: u32,
-    /// [`TargetState::Python`]: names this incarnation of the process in every sample.
-    /// [`TargetState::Other`]: how many looks have found no Python in it.
+    /// Names this incarnation of the process, from one exec to the next, in every sample.
     pub id: u32,
     /// Index into the map of layouts.
     pub layout: u32,
     /// How many samples found it not looked at yet, since it was first asked about.
     pub waiting: u32,
+    /// How many looks have found no Python in it.
+    pub looks: u32,
+    pub padding: u32,
     /// [`TargetState::Other`] and [`TargetState::Asked`]: when to ask about it again, nanoseconds
     /// of `CLOCK_MONOTONIC`; `u64::MAX` is never.
     pub again: u64,
@@ -271,7 +274,7 @@ pub struct Layout {
     // PyFrameObject (up to 3.10) or _PyInterpreterFrame
     /// First byte of the frame that is read.
     pub frame_start: u32,
-    /// How many bytes are read from there; at most [`python::FRAME_SPAN_MAX`].
+    /// How many bytes are read from there; less than [`python::FRAME_SPAN_MAX`].
     pub frame_span: u32,
     pub frame_code: u32,
     pub frame_previous: u32,
@@ -281,7 +284,7 @@ pub struct Layout {
     pub frame_owner: u32,
 
     // PyCodeObject
-    /// How many bytes of a code object are read; at most [`python::CODE_SPAN_MAX`].
+    /// How many bytes of a code object are read; less than [`python::CODE_SPAN_MAX`].
     pub code_span: u32,
     pub code_first_line: u32,
     pub code_filename: u32,
@@ -352,7 +355,7 @@ const _: () = {
     assert!(size_of::<Sample>() == 56);
     assert!(size_of::<Frame>() == 16);
     assert!(size_of::<Process>() == 16);
-    assert!(size_of::<Target>() == 72);
+    assert!(size_of::<Target>() == 80);
     assert!(size_of::<Layout>() == 4 * 36);
     assert!(MAX_FRAMES.is_power_of_two());
     // A per-CPU map value is at most 32 KiB (PCPU_MIN_UNIT_SIZE of the kernel).

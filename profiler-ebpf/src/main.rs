@@ -10,11 +10,12 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::{
-    EbpfContext as _, Global,
-    bindings::BPF_RB_FORCE_WAKEUP,
+    Global,
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns,
-        bpf_loop, bpf_probe_read_kernel, generated::bpf_probe_read_user,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task,
+        bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_loop, bpf_probe_read_kernel,
+        generated::bpf_probe_read_user,
     },
     macros::{map, perf_event, raw_tracepoint},
     maps::{Array, HashMap, PerCpuArray, RingBuf},
@@ -43,6 +44,15 @@ static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static RECORDS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
+/// The sampling period of each CPU in nanoseconds, as the daemon set it last. (The event's own
+/// `sample_period` stays what it was when the event was opened.)
+#[map]
+static PERIODS: Array<u64> = Array::with_max_entries(1, 0);
+
+/// When the daemon was last woken for a sample: one slot, nanoseconds of `CLOCK_MONOTONIC`.
+#[map]
+static WOKEN: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Outcomes and [`Counter`]s.
 #[map]
 static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
@@ -67,13 +77,10 @@ static ALL_PROCESSES: Global<u32> = Global::new(0);
 /// 1: children of followed processes are followed.
 #[unsafe(no_mangle)]
 static FOLLOW_CHILDREN: Global<u32> = Global::new(0);
-/// How many unread bytes of the ring buffer wake the daemon before its timer does.
-#[unsafe(no_mangle)]
-static WAKE_AT: Global<u32> = Global::new(0);
 
-/// `BPF_RB_AVAIL_DATA` and `BPF_RB_NO_WAKEUP`: include/uapi/linux/bpf.h.
-const RING_AVAILABLE: u64 = 0;
-const NO_WAKEUP: u64 = 1;
+/// How long a sample may wait before the daemon is woken for it. Names must be read while the code
+/// is still there, but a wake-up for each sample of a busy machine would cost more than the samples.
+const WAKE_EVERY: u64 = 2_000_000;
 /// `PF_KTHREAD`: include/linux/sched.h.
 const KERNEL_THREAD: u32 = 0x0020_0000;
 /// When a question about a process is asked again if nobody answered: one second.
@@ -116,20 +123,20 @@ fn sample(ctx: PerfEventContext) -> u32 {
         ask(target, pid);
         return 0;
     }
-    walk(&ctx, target, pid, tid);
+    walk(target, pid, tid);
     0
 }
 
 /// Walks the current thread's Python stack and sends it.
 #[inline(always)]
-fn walk(ctx: &PerfEventContext, target: &Target, pid: u32, tid: u32) {
+fn walk(target: &Target, pid: u32, tid: u32) {
     let (Some(walk), Some(layout)) = (WALKS.get_ptr_mut(0), LAYOUTS.get(target.layout)) else {
         return;
     };
-    // SAFETY: this CPU's own scratch value; the program does not nest on one CPU.
-    let state = unsafe { &mut *walk };
     let control_block = task_word(TASK_FSBASE.load());
-    if state.begin(&CurrentProcess, layout, target, control_block) {
+    // SAFETY: this CPU's own scratch value; the program does not nest on one CPU.
+    let begun = unsafe { (*walk).begin(&CurrentProcess, layout, target, control_block) };
+    if begun {
         let mut job = Job {
             walk,
             layout,
@@ -145,25 +152,22 @@ fn walk(ctx: &PerfEventContext, target: &Target, pid: u32, tid: u32) {
             )
         };
     }
+    // SAFETY: as above; nothing else refers to it any more.
+    let state = unsafe { &mut *walk };
     if state.unproven != 0 {
         add(Counter::FrameUnproven as u32, u64::from(state.unproven));
     }
-    state.sample.kind = RecordKind::Sample as u32;
-    state.sample.target = target.id;
-    state.sample.pid = pid;
-    state.sample.tid = tid;
+    let sample = &mut state.sample;
+    sample.kind = RecordKind::Sample as u32;
+    sample.target = target.id;
+    sample.pid = pid;
+    sample.tid = tid;
     // SAFETY: a helper without arguments.
-    state.sample.time = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: the context of a perf event is a bpf_perf_event_data.
-    state.sample.weight = unsafe {
-        ptr::read_volatile(
-            &raw const (*ctx
-                .as_ptr()
-                .cast::<aya_ebpf::bindings::bpf_perf_event_data>())
-            .sample_period,
-        )
-    };
-    state.sample.comm = bpf_get_current_comm().unwrap_or_default();
+    sample.time = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    sample.weight = PERIODS.get(cpu).copied().unwrap_or(0);
+    sample.comm = bpf_get_current_comm().unwrap_or_default();
     send(state);
 }
 
@@ -181,14 +185,29 @@ fn send(state: &mut Walk) {
     // SAFETY: the frames follow the sample in `Walk`, which is `#[repr(C)]`.
     let bytes =
         unsafe { core::slice::from_raw_parts((&raw const state.sample).cast::<u8>(), length) };
-    let unread = RECORDS.query(RING_AVAILABLE);
-    let flags = if unread >= u64::from(WAKE_AT.load()) {
-        u64::from(BPF_RB_FORCE_WAKEUP)
+    let flags = if is_time_to_wake(state.sample.time) {
+        BPF_RB_FORCE_WAKEUP
     } else {
-        NO_WAKEUP
+        BPF_RB_NO_WAKEUP
     };
-    if RECORDS.output::<[u8]>(bytes, flags).is_err() {
+    if RECORDS.output::<[u8]>(bytes, flags.into()).is_err() {
         count(Counter::RingFull as u32);
+    }
+}
+
+/// Whether the daemon was last woken long enough ago. CPUs may race for it: at worst both wake it.
+#[inline(always)]
+fn is_time_to_wake(now: u64) -> bool {
+    let Some(woken) = WOKEN.get_ptr_mut(0) else {
+        return true;
+    };
+    // SAFETY: a live map value; loads and stores of aligned words do not tear.
+    unsafe {
+        let due = now.wrapping_sub(ptr::read_volatile(woken)) >= WAKE_EVERY;
+        if due {
+            ptr::write_volatile(woken, now);
+        }
+        due
     }
 }
 
@@ -221,7 +240,7 @@ fn meet(ctx: &PerfEventContext, pid: u32) {
         waiting: 1,
         ..Target::default()
     };
-    if TARGETS.insert(pid, &target, 0).is_err() {
+    if TARGETS.insert(pid, target, 0).is_err() {
         count(Counter::TargetsFull as u32);
         warn!(ctx, "no room for process {} in the map of targets", pid);
         return;
@@ -234,11 +253,12 @@ fn meet(ctx: &PerfEventContext, pid: u32) {
 #[inline(always)]
 fn ask(target: &mut Target, pid: u32) {
     let other = target.state == TargetState::Other as u32;
-    count(if other {
-        Counter::NotPython
+    if other {
+        count(Counter::NotPython as u32);
     } else {
-        Counter::NotLooked
-    } as u32);
+        count(Counter::NotLooked as u32);
+        target.waiting += 1;
+    }
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     if target.state == TargetState::Unseen as u32 || now >= target.again {
@@ -246,7 +266,11 @@ fn ask(target: &mut Target, pid: u32) {
         if target.state == TargetState::Unseen as u32 {
             target.state = TargetState::Asked as u32;
         }
-        tell(ProcessEvent::Look, pid, if other { target.id } else { 0 });
+        tell(
+            ProcessEvent::Look,
+            pid,
+            if other { target.looks } else { 0 },
+        );
     }
 }
 
@@ -256,14 +280,13 @@ fn on_exec(_ctx: RawTracePointContext) -> i32 {
     if let Some(target) = TARGETS.get_ptr_mut(pid) {
         // SAFETY: a live map value, as in `sample`.
         let target = unsafe { &mut *target };
-        let known = target.state == TargetState::Python as u32;
         target.state = TargetState::Unseen as u32;
-        target.id = 0;
+        target.looks = 0;
         target.again = 0;
         target.waiting = 0;
-        if known {
-            tell(ProcessEvent::Exec, pid, 0);
-        }
+        // Told even if nobody knew what it was: the daemon may be looking at it right now, and what
+        // it finds will be of the old program.
+        tell(ProcessEvent::Exec, pid, 0);
     }
     0
 }
@@ -300,7 +323,7 @@ fn on_fork(ctx: RawTracePointContext) -> i32 {
     if child == parent || TARGETS.get_ptr(parent).is_none() {
         return 0;
     }
-    if TARGETS.insert(child, &Target::default(), 0).is_err() {
+    if TARGETS.insert(child, Target::default(), 0).is_err() {
         count(Counter::TargetsFull as u32);
         return 0;
     }

@@ -1,7 +1,7 @@
 //! The command line: flags as typed, checked as far as the flags alone can be, into one config.
 //! Names and meanings follow py-spy where it has the same thing.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -65,7 +65,7 @@ pub struct RecordArgs {
     format: Option<Format>,
 
     /// Fold the lines of a function: show its first line instead of the current one
-    #[arg(short = 'F', long, conflicts_with = "nolineno")]
+    #[arg(short = 'F', long)]
     function: bool,
 
     /// Show no line numbers
@@ -94,7 +94,7 @@ pub struct RecordArgs {
 
     /// Start this program and profile it
     #[arg(last = true, value_name = "COMMAND")]
-    program: Vec<String>,
+    program: Vec<OsString>,
 }
 
 /// What is profiled.
@@ -105,7 +105,7 @@ pub enum Selection {
     /// These processes, whatever happens to them.
     Pids(Vec<u32>),
     /// A program that pyebpf starts: its name and its arguments.
-    Command(Vec<String>),
+    Command(Vec<OsString>),
 }
 
 /// Until when `record` runs.
@@ -136,7 +136,7 @@ impl RecordArgs {
     /// Checks what the flags alone decide.
     ///
     /// # Errors
-    /// A usage error: an extension that names no format, or a stdout that gets two things.
+    /// A usage error: an extension that names no format.
     pub fn check(self) -> Result<Record> {
         let format = match (self.format, &self.output) {
             (Some(format), _) => format,
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(record.selection, Selection::Pids(vec![3, 7]));
         assert!(record.children);
         let record = parse("pyebpf record -d 5 -- python3 -c pass").unwrap();
-        let command = ["python3", "-c", "pass"].map(str::to_owned).to_vec();
+        let command = ["python3", "-c", "pass"].map(OsString::from).to_vec();
         assert_eq!(record.selection, Selection::Command(command));
         assert!(parse("pyebpf record -p 7 -- python3").is_err());
         assert!(parse("pyebpf record --all-python -p 7").is_err());

@@ -6,14 +6,18 @@
 use std::{
     fs::{self, File, Permissions},
     io::{self, BufWriter, Write},
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context as _, Result, bail};
 use tempfile::{Builder, NamedTempFile, TempPath};
 
 use crate::target::command::Invoker;
+
+/// How many links are followed, as the kernel does (`MAXSYMLINKS`).
+const LINKS_MAX: usize = 40;
 
 /// A place that was found fit to be written to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,17 +38,18 @@ impl Destination {
         if path.as_os_str() == "-" {
             return Ok(Destination::Stdout);
         }
-        // The file behind a link is what is to be replaced, not the link.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let path = resolve(path)?;
         match fs::metadata(&path) {
             Ok(file) if file.is_dir() => bail!(
                 "the output {} is a folder: name a file in it, such as `-o {}/profile.svg`",
                 path.display(),
                 path.display()
             ),
-            Ok(file) if !file.is_file() && !file.file_type().is_socket() => {
-                return Ok(Destination::Stream(path));
-            }
+            Ok(file) if file.file_type().is_socket() => bail!(
+                "the output {} is a socket: pipe the profile there, as in `-o - | …`",
+                path.display()
+            ),
+            Ok(file) if !file.is_file() => return Ok(Destination::Stream(path)),
             _ => {}
         }
         let folder = folder_of(&path);
@@ -55,15 +60,15 @@ impl Destination {
                 folder.display()
             );
         }
-        temporary(&path)?;
+        new_file_beside(&path)?;
         Ok(Destination::File(path))
     }
 
-    /// Opens it for one profile.
+    /// Opens it for one profile; a temporary file's name is left in `temporary`.
     ///
     /// # Errors
     /// When it can't be opened.
-    pub fn open(&self) -> Result<Opened> {
+    pub fn open(&self, temporary: &Temporary) -> Result<Opened> {
         Ok(match self {
             Destination::Stdout => Opened::Stream(Box::new(io::stdout())),
             Destination::Stream(path) => {
@@ -72,14 +77,34 @@ impl Destination {
                 Opened::Stream(Box::new(file))
             }
             Destination::File(path) => {
-                let (file, temporary) = temporary(path)?.into_parts();
+                let (file, name) = new_file_beside(path)?.into_parts();
+                temporary.set(&name);
                 Opened::File {
                     file,
-                    temporary,
+                    temporary: name,
                     path: path.clone(),
                 }
             }
         })
+    }
+}
+
+/// The name of the file that is being written, for whoever cuts the writing short.
+#[derive(Clone, Default)]
+pub struct Temporary(Arc<Mutex<Option<PathBuf>>>);
+
+impl Temporary {
+    fn set(&self, path: &Path) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.to_owned());
+    }
+
+    /// Removes the file, if there is one.
+    pub fn remove(&self) {
+        let path = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(path) = path {
+            // It may have been put in its place already.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -95,14 +120,6 @@ pub enum Opened {
 }
 
 impl Opened {
-    /// The temporary file to remove should writing be cut short.
-    pub fn temporary(&self) -> Option<PathBuf> {
-        match self {
-            Opened::Stream(_) => None,
-            Opened::File { temporary, .. } => Some(temporary.to_path_buf()),
-        }
-    }
-
     /// Lets `write` fill it, and puts it in its place. A stream whose reader has gone away is fine:
     /// it has seen what it wanted.
     ///
@@ -143,7 +160,7 @@ impl Opened {
     }
 }
 
-fn temporary(path: &Path) -> Result<NamedTempFile> {
+fn new_file_beside(path: &Path) -> Result<NamedTempFile> {
     let folder = folder_of(path);
     let mode = match fs::metadata(path) {
         Ok(file) => file.permissions().mode() & 0o777,
@@ -160,6 +177,43 @@ fn temporary(path: &Path) -> Result<NamedTempFile> {
                 folder.display()
             )
         })
+}
+
+/// The file behind a link is what is to be replaced, not the link.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let Ok(to) = fs::read_link(&path) else {
+            return Ok(path);
+        };
+        let folder = folder_of(&path);
+        if others_may_link(&folder) && !is_ours(&path) {
+            bail!(
+                "the output {} is another user's link, in a folder that everybody may write to: \
+                 remove it, or choose another name with `-o`",
+                path.display()
+            );
+        }
+        path = folder.join(to);
+    }
+    bail!("the output {} leads through too many links", path.display())
+}
+
+/// Whether the folder is one like /tmp, where the kernel's `protected_symlinks` guards as well.
+fn others_may_link(folder: &Path) -> bool {
+    const STICKY_AND_WRITABLE: u32 = 0o1002;
+    fs::metadata(folder).is_ok_and(|folder| {
+        folder.permissions().mode() & STICKY_AND_WRITABLE == STICKY_AND_WRITABLE
+    })
+}
+
+/// Whether root or the user behind sudo made the link.
+fn is_ours(link: &Path) -> bool {
+    let invoker = Invoker::behind_sudo().map(|invoker| invoker.user);
+    // SAFETY: a system call without arguments that cannot fail.
+    let user = unsafe { libc::geteuid() };
+    fs::symlink_metadata(link)
+        .is_ok_and(|link| [Some(0), Some(user), invoker].contains(&Some(link.uid())))
 }
 
 fn folder_of(path: &Path) -> PathBuf {
@@ -183,7 +237,7 @@ mod tests {
 
     fn write(path: &Path, text: &str) -> Result<()> {
         Destination::check(path)?
-            .open()?
+            .open(&Temporary::default())?
             .write(|out| Ok(out.write_all(text.as_bytes())?))
     }
 
@@ -205,7 +259,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         let failed = Destination::check(&path)
             .unwrap()
-            .open()
+            .open(&Temporary::default())
             .unwrap()
             .write(|out| {
                 out.write_all(b"half")?;
@@ -225,6 +279,41 @@ mod tests {
         write(&link, "new").unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_dangling_link_leads_to_a_new_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        write(&link, "new").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn links_in_circles_and_sockets_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("link", &link).unwrap();
+        let error = Destination::check(&link).unwrap_err().to_string();
+        assert!(error.contains("too many links"), "{error}");
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let error = Destination::check(&socket).unwrap_err().to_string();
+        assert!(error.contains("is a socket"), "{error}");
+    }
+
+    #[test]
+    fn a_writer_that_is_cut_short_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Destination::check(&folder.path().join("profile.svg")).unwrap();
+        let temporary = Temporary::default();
+        let opened = place.open(&temporary).unwrap();
+        assert_eq!(names(folder.path()).len(), 1);
+        temporary.remove();
+        assert!(names(folder.path()).is_empty());
+        drop(opened);
     }
 
     #[test]

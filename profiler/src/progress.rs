@@ -51,7 +51,11 @@ impl Progress {
         bar.set_message(format!(
             "{} · {} · {} · {lost} lost · Ctrl-C ends and writes the profile",
             HumanDuration(Duration::from_secs(self.started.elapsed().as_secs())),
-            plural(session.profile.total().samples, "sample", "samples"),
+            plural(
+                session.recorder.profile.total().samples,
+                "sample",
+                "samples"
+            ),
             plural(
                 session.targets.running() as u64,
                 "Python process",

@@ -1,5 +1,5 @@
-//! The loop: records of the kernel in, a [`Profile`] out, until the time is up, the targets are
-//! gone or the user has seen enough. It decides nothing about what is profiled or how it is shown.
+//! The loop: records of the kernel in, a profile out, until the time is up, the targets are gone or
+//! the user has seen enough. It decides nothing about what is profiled or how it is shown.
 
 use std::{
     io,
@@ -7,38 +7,35 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use profiler_ebpf::Outcome;
-use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     process::Child,
-    signal::unix::{Signal, SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
 use crate::{
     bpf::Kernel,
     cli::Limit,
-    cpython::threads,
-    profile::{FrameId, Profile, ThreadId},
-    sample::{self, Record, Stack},
-    symbolize::Symbols,
-    tally::Tally,
-    target::{Pid, Targets},
+    recorder::Recorder,
+    sample::{self, Record},
+    signals::{Asked, Signals},
+    target::{Pid, Targets, exists},
 };
 
-/// How often the ring buffer is read when nothing in it is urgent.
+/// How often the ring buffer is read when nobody says that there is something in it.
 const POLL: Duration = Duration::from_millis(20);
 /// How often the sampling periods change and what has ended is forgotten.
 const TICK: Duration = Duration::from_secs(1);
+/// For how long records are read before the loop looks at its clock and its signals again.
+const DRAIN_MAX: Duration = Duration::from_millis(50);
 
 /// Why a recording ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// Its time was up.
     Time,
-    /// SIGINT or SIGTERM.
-    Signal,
+    /// The user asked.
+    Signal(Asked),
     /// Every process that the user named has ended.
     TargetsGone,
     /// The command that pyebpf started has ended.
@@ -56,65 +53,20 @@ pub enum Watched<'a> {
     Command(&'a mut Child),
 }
 
-/// SIGINT and SIGTERM, from the moment that this exists.
-pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    /// Takes the signals over from their default, which is to end the program.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn catch() -> Result<Signals> {
-        Ok(Signals {
-            interrupt: signal(SignalKind::interrupt()).context("cannot catch SIGINT")?,
-            terminate: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?,
-        })
-    }
-
-    /// The next of either.
-    pub async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
 /// One recording.
 pub struct Session {
     pub kernel: Kernel,
     pub targets: Targets,
-    pub profile: Profile,
-    pub tally: Tally,
-    gil_only: bool,
-    /// By incarnation.
-    symbols: FxHashMap<u32, Symbols>,
-    /// By incarnation and thread id.
-    threads: FxHashMap<(u32, u32), ThreadId>,
-    /// Incarnations with threads that have come since Python's names were read.
-    nameless: FxHashSet<u32>,
-    /// Working memory of `take_sample`: a stack, newest frame first.
-    frames: Vec<FrameId>,
-    round: u32,
+    pub recorder: Recorder,
 }
 
 impl Session {
-    /// A recording into `profile`; with `gil_only` samples that do not hold the GIL are left out.
-    pub fn new(kernel: Kernel, profile: Profile, gil_only: bool) -> Session {
+    /// A recording by `recorder`.
+    pub fn new(kernel: Kernel, recorder: Recorder) -> Session {
         Session {
             kernel,
             targets: Targets::default(),
-            profile,
-            tally: Tally::default(),
-            gil_only,
-            symbols: FxHashMap::default(),
-            threads: FxHashMap::default(),
-            nameless: FxHashSet::default(),
-            frames: Vec::new(),
-            round: 0,
+            recorder,
         }
     }
 
@@ -122,7 +74,7 @@ impl Session {
     /// still holds at the end is in the profile, too.
     ///
     /// # Errors
-    /// When the kernel refuses something; processes that vanish are no error.
+    /// When sampling can't begin; processes and CPUs that vanish later are no error.
     pub async fn run(
         &mut self,
         limit: Limit,
@@ -145,162 +97,80 @@ impl Session {
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut more = false;
         let end = loop {
             tokio::select! {
-                _ = signals.next() => break End::Signal,
+                biased;
+                asked = signals.next() => break End::Signal(asked),
                 () = at(deadline) => break End::Time,
                 () = ended(&mut watched) => break End::CommandEnded,
-                guard = ready.readable() => {
-                    guard.context("cannot wait for the ring buffer")?.clear_ready();
-                    self.drain()?;
-                }
-                _ = poll.tick() => {
-                    self.drain()?;
-                    self.kernel.flush_log();
-                    progress(self);
-                }
                 _ = tick.tick() => {
-                    self.tick()?;
+                    self.tick();
                     if let Watched::Pids(pids) = &mut watched {
-                        pids.retain(|&pid| crate::target::exists(pid));
+                        pids.retain(|&pid| exists(pid));
                         if pids.is_empty() {
                             break End::TargetsGone;
                         }
                     }
                 }
+                _ = poll.tick() => {
+                    more = self.drain(Some(DRAIN_MAX));
+                    self.kernel.flush_log();
+                    progress(self);
+                }
+                guard = ready.readable() => {
+                    guard.context("cannot wait for the ring buffer")?.clear_ready();
+                    more = self.drain(Some(DRAIN_MAX));
+                }
+                () = tokio::task::yield_now(), if more => more = self.drain(Some(DRAIN_MAX)),
             }
         };
         self.kernel.stop();
-        self.drain()?;
-        self.name_threads();
-        self.tally.not_looked = self.targets.missed();
-        self.profile.set_duration(started.elapsed());
+        self.drain(None);
+        self.recorder.name_threads(&self.targets);
+        self.take_notices();
+        self.recorder.tally.not_looked = self.targets.missed();
+        self.recorder.profile.set_duration(started.elapsed());
         Ok(end)
     }
 
-    fn tick(&mut self) -> Result<()> {
-        self.round = self.round.wrapping_add(1);
-        self.kernel.tune(self.round)?;
-        self.name_threads();
+    fn tick(&mut self) {
+        if let Err(error) = self.kernel.tick() {
+            self.recorder.tally.notice(format!("{error:#}"));
+        }
+        self.recorder.name_threads(&self.targets);
         self.targets.tick(&mut self.kernel);
-        let targets = &self.targets;
-        self.symbols.retain(|&id, _| targets.get(id).is_some());
-        self.threads.retain(|&(id, _), _| targets.get(id).is_some());
+        self.recorder.forget(&self.targets);
+        self.take_notices();
+    }
+
+    fn take_notices(&mut self) {
         for notice in self.targets.take_notices() {
-            self.tally.notices.push(notice.0);
-        }
-        Ok(())
-    }
-
-    /// Gives new threads the names that Python has for them.
-    fn name_threads(&mut self) {
-        for id in self.nameless.drain() {
-            let Some(target) = self.targets.get(id) else {
-                continue;
-            };
-            for (tid, name) in threads::names(target.pid, &target.interpreter) {
-                if let Some(&thread) = self.threads.get(&(id, tid)) {
-                    self.profile.set_thread_name(thread, name);
-                }
-            }
+            self.recorder.tally.notice(notice);
         }
     }
 
-    /// Reads what the ring buffer holds.
-    fn drain(&mut self) -> Result<()> {
+    /// Reads what the ring buffer holds, for at most `time`; true when there may be more.
+    fn drain(&mut self, time: Option<Duration>) -> bool {
+        let until = time.map(|time| Instant::now() + time);
         let mut record = None;
         while self
             .kernel
             .next_record(&mut |bytes| record = sample::decode(bytes))
         {
             match record.take() {
-                Some(Record::Sample(stack)) => self.take_sample(&stack),
+                Some(Record::Sample(stack)) => self.recorder.take(&self.targets, &stack),
                 Some(Record::Process { event, pid, detail }) => {
                     self.targets
-                        .take_event(&mut self.kernel, event, pid, detail)?;
+                        .take_event(&mut self.kernel, event, pid, detail);
                 }
-                None => self.tally.undecodable += 1,
+                None => self.recorder.tally.undecodable += 1,
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return true;
             }
         }
-        Ok(())
-    }
-
-    fn take_sample(&mut self, stack: &Stack) {
-        let sample = &stack.sample;
-        let Some(target) = self.targets.get(sample.target) else {
-            self.tally.forgotten += 1;
-            return;
-        };
-        self.tally.outcomes[stack.outcome as usize] += 1;
-        let marker = match shown(stack.outcome) {
-            Shown::Whole => None,
-            Shown::Marked(label) => Some(self.profile.marker(label)),
-            Shown::Not => return,
-        };
-        if self.gil_only && sample.gil == 0 {
-            self.tally.without_gil += 1;
-            return;
-        }
-        let symbols = self
-            .symbols
-            .entry(sample.target)
-            .or_insert_with(|| Symbols::new(target.pid, &target.interpreter));
-        self.frames.clear();
-        for frame in &stack.frames {
-            self.frames.extend(symbols.frame(&mut self.profile, frame));
-        }
-        self.frames.extend(marker);
-        let id = self.profile.stack(self.frames.iter().rev().copied());
-        let thread = match self.threads.get(&(sample.target, sample.tid)) {
-            Some(&thread) => thread,
-            None => {
-                let process = self.process(sample.target);
-                let thread = self
-                    .profile
-                    .add_thread(process, sample.tid, sample::comm(sample));
-                self.threads.insert((sample.target, sample.tid), thread);
-                self.nameless.insert(sample.target);
-                thread
-            }
-        };
-        self.profile.record(sample.time, thread, id, sample.weight);
-    }
-
-    /// The profile's process for an incarnation that has no thread there yet, or another one.
-    fn process(&mut self, id: u32) -> crate::profile::ProcessId {
-        let sibling = self.threads.iter().find(|((of, _), _)| *of == id);
-        if let Some((_, &thread)) = sibling {
-            return self.profile.thread(thread).process;
-        }
-        let (pid, command_line) = self
-            .targets
-            .get(id)
-            .map(|target| (target.pid, target.command_line.clone()))
-            .unwrap_or_default();
-        self.profile.add_process(pid, command_line)
-    }
-}
-
-/// How a sample with this outcome is shown.
-enum Shown {
-    Whole,
-    /// Under a root frame that says what is wrong.
-    Marked(&'static str),
-    /// There is no Python stack to show; it is counted.
-    Not,
-}
-
-fn shown(outcome: Outcome) -> Shown {
-    match outcome {
-        Outcome::Complete => Shown::Whole,
-        Outcome::TruncatedDepth => Shown::Marked("[truncated: deeper than 1024 frames]"),
-        Outcome::TruncatedFrame => Shown::Marked("[truncated: caller's frame unreadable]"),
-        Outcome::TruncatedCode => Shown::Marked("[truncated: caller not linked yet]"),
-        Outcome::TruncatedEntry => Shown::Marked("[truncated: generator not linked yet]"),
-        Outcome::UnreadableThread => Shown::Marked("[unreadable: thread state]"),
-        Outcome::UnreadableFrame => Shown::Marked("[unreadable: newest frame]"),
-        Outcome::UnreadableCode => Shown::Marked("[unreadable: newest frame not set up yet]"),
-        Outcome::NoThreadState | Outcome::NoInterpreter | Outcome::NoFrames => Shown::Not,
+        false
     }
 }
 

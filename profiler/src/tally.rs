@@ -4,10 +4,13 @@ use std::fmt::Write as _;
 
 use profiler_ebpf::{Counter, Outcome};
 
-use crate::{bpf::Counts, profile::Profile};
+use crate::{bpf::Counts, profile::Profile, symbolize::Symbols};
 
 /// How many of the hottest functions the summary names.
 const HOTTEST: usize = 5;
+
+/// Most notices that are kept.
+const NOTICES_MAX: usize = 100;
 
 /// What was counted while samples were read.
 #[derive(Debug, Default)]
@@ -23,7 +26,7 @@ pub struct Tally {
     /// Records that were none.
     pub undecodable: u64,
     /// What there is to say about single processes.
-    pub notices: Vec<String>,
+    notices: Vec<String>,
 }
 
 impl Tally {
@@ -52,12 +55,26 @@ impl Tally {
         }
     }
 
+    /// Adds something to say, once.
+    pub fn notice(&mut self, text: String) {
+        if self.notices.len() < NOTICES_MAX && !self.notices.contains(&text) {
+            self.notices.push(text);
+        }
+    }
+
     /// Every sample that is not shown whole, by name, most first. `named` says that the user named
     /// the processes, so that samples before their interpreter was up are of interest.
     pub fn losses(&self, counts: &Counts, named: bool) -> Vec<(&'static str, u64)> {
         let mut losses: Vec<(&'static str, u64)> = Outcome::ALL
             .into_iter()
-            .filter_map(|outcome| Some((name(outcome)?, self.outcomes[outcome as usize])))
+            .filter_map(|outcome| {
+                let name = match shown(outcome) {
+                    Shown::Whole => return None,
+                    Shown::Marked(label) => label.trim_matches(['[', ']']),
+                    Shown::Not(name) => name,
+                };
+                Some((name, self.outcomes[outcome as usize]))
+            })
             .collect();
         losses.extend([
             ("without the GIL", self.without_gil),
@@ -71,7 +88,13 @@ impl Tally {
                 "lost: too many processes",
                 counts.counter(Counter::TargetsFull),
             ),
-            ("before the process was looked at", self.not_looked),
+            (
+                "before the process was looked at",
+                match named {
+                    true => counts.counter(Counter::NotLooked),
+                    false => self.not_looked,
+                },
+            ),
         ]);
         if named {
             losses.push((
@@ -90,7 +113,13 @@ impl Tally {
     }
 
     /// The summary of a recording, for stderr.
-    pub fn summary(&self, profile: &Profile, counts: &Counts, named: bool) -> String {
+    pub fn summary(
+        &self,
+        profile: &Profile,
+        symbols: &Symbols,
+        counts: &Counts,
+        named: bool,
+    ) -> String {
         let mut text = String::new();
         let mut line = |args: std::fmt::Arguments<'_>| {
             writeln!(text, "{args}").expect("writing to a string");
@@ -126,11 +155,18 @@ impl Tally {
                 "  {frames:>7} frames whose code was not in memory: [unproven]"
             ));
         }
+        for (reason, frames) in symbols.unknown() {
+            line(format_args!(
+                "  {frames:>7} frames without a name: {reason}"
+            ));
+        }
         for notice in &self.notices {
             line(format_args!("{notice}"));
         }
         if profile.is_empty() {
-            line(format_args!("the profile is empty: no Python code ran"));
+            line(format_args!(
+                "the profile is empty: no Python code ran that pyebpf could see"
+            ));
             return text;
         }
         line(format_args!("hottest functions by own time:"));
@@ -157,19 +193,31 @@ pub fn plural(count: u64, one: &str, many: &str) -> String {
     }
 }
 
-/// What a sample that is not whole is called in the summary.
-fn name(outcome: Outcome) -> Option<&'static str> {
-    Some(match outcome {
-        Outcome::Complete => return None,
-        Outcome::TruncatedDepth => "truncated: deeper than 1024 frames",
-        Outcome::TruncatedFrame => "truncated: a caller's frame was unreadable",
-        Outcome::TruncatedCode => "truncated: a caller was not linked yet",
-        Outcome::TruncatedEntry => "truncated: a generator was not linked yet",
-        Outcome::UnreadableThread => "unreadable: the thread state",
-        Outcome::UnreadableFrame => "unreadable: the newest frame",
-        Outcome::UnreadableCode => "unreadable: the newest frame was not set up yet",
-        Outcome::NoThreadState => "not Python: threads that never ran Python",
-        Outcome::NoInterpreter => "not Python: the interpreter was starting or had ended",
-        Outcome::NoFrames => "not Python: threads between two calls into Python",
-    })
+/// How a sample with this outcome is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    Whole,
+    /// Under this root frame, which says what is wrong with the stack.
+    Marked(&'static str),
+    /// There is no Python stack to show; it is counted under this name.
+    Not(&'static str),
+}
+
+/// The one place for what outcomes are called.
+pub fn shown(outcome: Outcome) -> Shown {
+    match outcome {
+        Outcome::Complete => Shown::Whole,
+        Outcome::TruncatedDepth => Shown::Marked("[truncated: deeper than 1024 frames]"),
+        Outcome::TruncatedFrame => Shown::Marked("[truncated: caller's frame unreadable]"),
+        Outcome::TruncatedCode => Shown::Marked("[truncated: caller not linked yet]"),
+        Outcome::TruncatedEntry => Shown::Marked("[truncated: generator not linked yet]"),
+        Outcome::UnreadableThread => Shown::Marked("[unreadable: thread state]"),
+        Outcome::UnreadableFrame => Shown::Marked("[unreadable: newest frame]"),
+        Outcome::UnreadableCode => Shown::Marked("[unreadable: newest frame not set up yet]"),
+        Outcome::NoThreadState => Shown::Not("not Python: threads without a thread state"),
+        Outcome::NoInterpreter => {
+            Shown::Not("not Python: the interpreter was starting or had ended")
+        }
+        Outcome::NoFrames => Shown::Not("not Python: threads between two calls into Python"),
+    }
 }

@@ -21,7 +21,7 @@ const PIPELINE: [(&str, &[&str]); 8] = [
 ];
 
 /// What puts the rooms together, and what talks to the user; these may import any room.
-const WIRING: [&str; 9] = [
+const WIRING: [&str; 11] = [
     "cli",
     "commands",
     "destination",
@@ -29,7 +29,9 @@ const WIRING: [&str; 9] = [
     "main",
     "preflight",
     "progress",
+    "recorder",
     "session",
+    "signals",
     "tally",
 ];
 

@@ -16,10 +16,10 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{PerfEvent, ProgramError, RawTracePoint},
 };
-use profiler_ebpf::{COUNTERS, Counter, Frame, Layout, MAX_FRAMES, Outcome, Sample, Target};
+use profiler_ebpf::{COUNTERS, Counter, Frame, Layout, MAX_FRAMES, Sample, Target};
 
 pub use btf::KERNEL as KERNEL_BTF;
-pub use perf::{online_cpus, wobble};
+use perf::{online_cpus, wobble};
 
 /// The kernel object, built by `build.rs`.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pyebpf-kernel"));
@@ -32,9 +32,11 @@ const RING_MAX: u64 = 16 << 20;
 /// How many lines of the verifier's log are shown.
 const LOG_LINES: usize = 12;
 
-/// Up to this many samples a second on the whole machine each wakes the daemon, so that names are
-/// read at once; beyond, the daemon's timer and a filling buffer do.
-const WAKE_EACH_MAX: u64 = 500;
+/// How many sampling periods pass at least before a CPU gets a new one: setting it begins a period
+/// anew, which loses half a one on average.
+const PERIODS_PER_TUNE: u32 = 100;
+/// How many CPUs the kernel may have, among them some that are not there: `kernel_max`, less one.
+const KERNEL_MAX: &str = "/sys/devices/system/cpu/kernel_max";
 
 /// What the kernel program is told when it is loaded.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +58,11 @@ pub struct Kernel {
     targets: HashMap<MapData, u32, Target>,
     layouts: Array<MapData, Layout>,
     counts: PerCpuArray<MapData, u64>,
+    periods: Array<MapData, u64>,
     records: RingBuf<MapData>,
+    /// How often `tick` was called, and how often that changed the periods.
+    ticks: u32,
+    round: u32,
     /// By CPU.
     events: BTreeMap<u32, perf::Event>,
     log: Option<log::Reader>,
@@ -82,12 +88,6 @@ impl Kernel {
         let all = u32::from(settings.all_processes);
         let follow = u32::from(settings.follow_children);
         let log_level = if settings.log { log::EVERYTHING } else { 0 };
-        let samples = u64::from(settings.rate) * online_cpus()?.len() as u64;
-        let wake_at = if samples <= WAKE_EACH_MAX {
-            0
-        } else {
-            ring / 8
-        };
         let mut ebpf = EbpfLoader::new()
             .override_global("TASK_FSBASE", &fsbase, true)
             .override_global("TASK_TGID", &tgid, true)
@@ -97,8 +97,8 @@ impl Kernel {
             .override_global("ALL_PROCESSES", &all, true)
             .override_global("FOLLOW_CHILDREN", &follow, true)
             .override_global(log::LEVEL, &log_level, true)
-            .override_global("WAKE_AT", &wake_at, true)
             .map_max_entries("RECORDS", ring)
+            .map_max_entries("PERIODS", cpus_possible()?)
             .load(OBJECT)
             .context("the kernel refused the program's maps")?;
         for (name, tracepoint) in [
@@ -119,7 +119,10 @@ impl Kernel {
             targets: HashMap::try_from(map(&mut ebpf, "TARGETS")?)?,
             layouts: Array::try_from(map(&mut ebpf, "LAYOUTS")?)?,
             counts: PerCpuArray::try_from(map(&mut ebpf, "COUNTS")?)?,
+            periods: Array::try_from(map(&mut ebpf, "PERIODS")?)?,
             records: RingBuf::try_from(map(&mut ebpf, "RECORDS")?)?,
+            ticks: 0,
+            round: 0,
             events: BTreeMap::new(),
             log: settings
                 .log
@@ -141,28 +144,41 @@ impl Kernel {
     /// # Errors
     /// When a perf event can't be opened.
     pub fn start(&mut self) -> Result<()> {
-        self.tune(0)
+        self.follow_cpus()
     }
 
-    /// Gives each CPU a new sampling period near the nominal one (see [`wobble`]), and follows CPUs
-    /// that have come or gone; call it about once a second.
+    /// Once a second: follows CPUs that have come or gone, and gives each its next sampling period
+    /// near the nominal one (see [`wobble`]) when it is time to.
     ///
     /// # Errors
-    /// When the kernel refuses a perf event or its period.
-    pub fn tune(&mut self, round: u32) -> Result<()> {
+    /// When the kernel refuses a perf event or its period, as it does for a CPU that goes away at
+    /// this moment: the rest goes on.
+    pub fn tick(&mut self) -> Result<()> {
+        self.ticks = self.ticks.wrapping_add(1);
+        let apart = PERIODS_PER_TUNE.div_ceil(self.rate);
+        if self.ticks.is_multiple_of(apart) {
+            self.round = self.round.wrapping_add(1);
+            for (&cpu, event) in &self.events {
+                let period = wobble(self.rate, cpu, self.round);
+                event.set_period(period)?;
+                self.periods.set(cpu, period, 0)?;
+            }
+        }
+        self.follow_cpus()
+    }
+
+    fn follow_cpus(&mut self) -> Result<()> {
         let sample: &mut PerfEvent = program(&mut self.ebpf, "sample")?;
         let program = sample.fd()?;
         let online = online_cpus()?;
         // The clock of a CPU that went away stays dead when the CPU comes back.
         self.events.retain(|cpu, _| online.contains(cpu));
         for cpu in online {
-            let period = wobble(self.rate, cpu, round);
-            match self.events.get(&cpu) {
-                Some(event) => event.set_period(period)?,
-                None => {
-                    let event = perf::Event::open(cpu, period, program)?;
-                    self.events.insert(cpu, event);
-                }
+            if !self.events.contains_key(&cpu) {
+                let period = wobble(self.rate, cpu, self.round);
+                self.periods.set(cpu, period, 0)?;
+                let event = perf::Event::open(cpu, period, program)?;
+                self.events.insert(cpu, event);
             }
         }
         Ok(())
@@ -246,12 +262,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// How many walks ended so, whether or not their sample found room in the ring buffer.
-    pub fn outcome(&self, outcome: Outcome) -> u64 {
-        self.slots[outcome as usize]
-    }
-
-    /// One of the other counters.
+    /// How often this was counted.
     pub fn counter(&self, counter: Counter) -> u64 {
         self.slots[counter as usize]
     }
@@ -273,6 +284,17 @@ fn refused(name: &str, error: ProgramError) -> anyhow::Error {
         );
     }
     anyhow::Error::new(error).context(format!("the kernel refused the program {name}"))
+}
+
+/// One more than the highest CPU number that this kernel knows.
+fn cpus_possible() -> Result<u32> {
+    let text =
+        std::fs::read_to_string(KERNEL_MAX).with_context(|| format!("cannot read {KERNEL_MAX}"))?;
+    let highest: u32 = text
+        .trim()
+        .parse()
+        .with_context(|| format!("in {KERNEL_MAX}"))?;
+    Ok(highest.saturating_add(1))
 }
 
 fn ring_bytes(rate: u32, cpus: usize) -> u32 {

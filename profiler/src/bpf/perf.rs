@@ -86,7 +86,7 @@ impl Event {
 /// A period that is a few per cent off walks through all of the rhythm's phases in a fraction of a
 /// second, evenly, which a period drawn anew each time does not. Longer and shorter rounds
 /// alternate with nearly equal weight, so the average rate stays the nominal one.
-pub fn wobble(rate: u32, cpu: u32, round: u32) -> u64 {
+pub(super) fn wobble(rate: u32, cpu: u32, round: u32) -> u64 {
     let nominal = 1e9 / f64::from(rate.max(1));
     // The golden ratio's multiples cover [0, 1) evenly, whatever the starting point.
     let pair = f64::from(round / 2) + 17.0 * f64::from(cpu);
@@ -101,7 +101,7 @@ pub fn wobble(rate: u32, cpu: u32, round: u32) -> u64 {
 ///
 /// # Errors
 /// When the kernel's list can't be read or is not a list.
-pub fn online_cpus() -> Result<Vec<u32>> {
+pub(super) fn online_cpus() -> Result<Vec<u32>> {
     let list = std::fs::read_to_string(ONLINE).with_context(|| format!("cannot read {ONLINE}"))?;
     parse_list(list.trim()).with_context(|| format!("in {ONLINE}"))
 }

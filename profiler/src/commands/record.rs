@@ -12,12 +12,14 @@ use tokio::process::Child;
 use crate::{
     bpf::{Kernel, Settings},
     cli::{Record, Selection},
-    destination::Destination,
+    destination::{Destination, Temporary},
     preflight,
     profile::{Meta, Profile},
     progress::Progress,
-    session::{End, Session, Signals, Watched},
-    target::command,
+    recorder::Recorder,
+    session::{End, Session, Watched},
+    signals::{Asked, Signals},
+    target::command::{self, Patience},
 };
 
 /// Records a profile as `config` says; the exit code is the command's when there is one.
@@ -46,15 +48,18 @@ async fn record(config: Record, destination: Destination) -> Result<ExitCode> {
         follow_children: config.children,
         log: config.bpf_log,
     })?;
+    let arguments: Vec<String> = std::env::args_os()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
     let meta = Meta {
         started: SystemTime::now(),
         rate: config.rate,
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: arguments.join(" "),
         duration: Duration::ZERO,
     };
     let profile = Profile::new(meta, config.shape, config.format.needs_timeline());
-    let mut session = Session::new(kernel, profile, config.gil_only);
-    let mut child = select(&mut session, &config)?;
+    let mut session = Session::new(kernel, Recorder::new(profile, config.gil_only));
+    let mut child = select(&mut session, &config, &destination)?;
     let watched = match (&config.selection, &mut child) {
         (Selection::Pids(pids), _) => Watched::Pids(pids.clone()),
         (_, Some(child)) => Watched::Command(child),
@@ -68,7 +73,20 @@ async fn record(config: Record, destination: Destination) -> Result<ExitCode> {
         .await;
     progress.done();
     let status = match &mut child {
-        Some(child) => command::end(child).await?,
+        Some(child) => {
+            let patience = match &end {
+                // A terminal has told the command, too: it may clean up after itself.
+                Ok(End::Signal(Asked::Interrupt)) => Patience::Wait,
+                _ => Patience::None,
+            };
+            tokio::select! {
+                status = command::end(child, patience) => status?,
+                _ = signals.next() => {
+                    child.start_kill().context("cannot end the command")?;
+                    bail!("interrupted twice: the command was killed, the profile was not written");
+                }
+            }
+        }
         None => None,
     };
     let end = end?;
@@ -79,7 +97,11 @@ async fn record(config: Record, destination: Destination) -> Result<ExitCode> {
 }
 
 /// Makes what the user selected known to the kernel, and starts the command if there is one.
-fn select(session: &mut Session, config: &Record) -> Result<Option<Child>> {
+fn select(
+    session: &mut Session,
+    config: &Record,
+    destination: &Destination,
+) -> Result<Option<Child>> {
     let Session {
         targets, kernel, ..
     } = session;
@@ -101,7 +123,7 @@ fn select(session: &mut Session, config: &Record) -> Result<Option<Child>> {
             Ok(None)
         }
         Selection::Command(program) => {
-            let child = command::start(program)?;
+            let child = command::start(program, *destination == Destination::Stdout)?;
             let Some(pid) = child.id() else {
                 bail!("the command ended at once");
             };
@@ -124,18 +146,27 @@ async fn write(
 ) -> Result<()> {
     let named = config.selection != Selection::All;
     let counts = session.kernel.counts()?;
-    let Session { profile, tally, .. } = session;
-    let summary = tally.summary(&profile, &counts, named);
-    let opened = destination.open()?;
-    let temporary = opened.temporary();
-    let writing =
-        tokio::task::spawn_blocking(move || opened.write(|out| config.format.write(&profile, out)));
+    let none_found = session.targets.met() == 0;
+    let Recorder {
+        profile,
+        tally,
+        symbols,
+        ..
+    } = session.recorder;
+    let summary = tally.summary(&profile, &symbols, &counts, named);
+    let temporary = Temporary::default();
+    let place = destination.clone();
+    let guard = temporary.clone();
+    // Even opening may block: a named pipe waits for its reader.
+    let writing = tokio::task::spawn_blocking(move || {
+        place
+            .open(&guard)?
+            .write(|out| config.format.write(&profile, out))
+    });
     tokio::select! {
         written = writing => written.context("the writer failed")??,
-        () = signals.next() => {
-            if let Some(temporary) = temporary {
-                let _ = std::fs::remove_file(temporary);
-            }
+        _ = signals.next() => {
+            temporary.remove();
             bail!("interrupted: the profile was not written");
         }
     }
@@ -143,6 +174,11 @@ async fn write(
         eprintln!("every process that was named has ended");
     }
     eprint!("{summary}");
+    if none_found && matches!(config.selection, Selection::Command(_)) {
+        eprintln!(
+            "the command ran no CPython; with `--subprocesses` its children are looked at, too"
+        );
+    }
     if let Destination::File(path) | Destination::Stream(path) = &destination {
         eprintln!("wrote {}", path.display());
     }

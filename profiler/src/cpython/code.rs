@@ -12,8 +12,8 @@ use crate::memory::{read_bytes, read_u64};
 
 /// Most characters of a name and of a file name that are read: what a path can have (PATH_MAX).
 const TEXT_MAX: usize = 4096;
-/// Most bytes of a line table that are read: a function of some hundred thousand lines.
-const TABLE_MAX: usize = 1 << 20;
+/// Most bytes of a line table that are read: a module of some fifty thousand lines.
+const TABLE_MAX: usize = 1 << 18;
 
 /// What a code object says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +95,11 @@ pub fn read(
     address: u64,
     sampled: u32,
 ) -> Result<Code, Reason> {
-    let before = identity(memory, layout, code_type, address)?;
+    let before = match identity(memory, layout, code_type, address) {
+        // The walk has seen a code object there.
+        Err(CodeFault::NotCode) if sampled != 0 => return Err(Reason::Replaced),
+        before => before?,
+    };
     if sampled != 0 && before != sampled {
         return Err(Reason::Replaced);
     }
@@ -260,7 +264,14 @@ mod tests {
             let other = read(&memory, &layout, TYPE, CODE, sampled ^ 1);
             assert_eq!(other, Err(Reason::Replaced));
             let not_code = read(&memory, &layout, TYPE + 8, CODE, sampled);
-            assert_eq!(not_code, Err(Reason::NotCode));
+            // Where the walk checks the type, the object was code when it was sampled.
+            let reason = match minor {
+                11 | 12 => Reason::Replaced,
+                _ => Reason::NotCode,
+            };
+            assert_eq!(not_code, Err(reason));
+            let unproven = read(&memory, &layout, TYPE + 8, CODE, 0);
+            assert_eq!(unproven, Err(Reason::NotCode));
             let gone = read(&memory, &layout, TYPE, CODE + 0x10_0000, sampled);
             assert_eq!(gone, Err(Reason::Unreadable));
         }

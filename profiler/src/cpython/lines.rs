@@ -37,6 +37,11 @@ impl LineTable {
         }
     }
 
+    /// How many bytes the table takes.
+    pub fn bytes(&self) -> usize {
+        self.table.len()
+    }
+
     /// The line of `instruction`, in the unit of the contract's `Frame::instruction`: bytes up to
     /// 3.9 and from 3.11 on, code units in 3.10. A frame that has not started (negative) is at its
     /// first line. `None`: the compiler made the instruction, it stands on no line.

@@ -9,28 +9,41 @@ use profiler_ebpf::{Frame, Layout};
 use rustc_hash::FxHashMap;
 
 use crate::{
-    cpython::{Interpreter, LineTable, code},
+    cpython::{
+        Interpreter, LineTable,
+        code::{self, Reason},
+    },
     memory::ProcessMemory,
     profile::{FrameId, Function, FunctionId, Profile},
 };
 
-/// Code objects kept of one process. A program that makes new ones all the time would otherwise
-/// fill our memory; when the limit is reached all are read anew.
-const CODES_MAX: usize = 20_000;
-/// Frames kept of one process, likewise.
-const FRAMES_MAX: usize = 200_000;
+/// What an entry of each map takes, about, beside what it points to.
+const CODE_BYTES: usize = 96;
+const FRAME_BYTES: usize = 48;
+const FILE_BYTES: usize = 80;
 
 /// What is known of the code objects of one process.
-pub struct Symbols {
+pub(super) struct Process {
     memory: ProcessMemory,
     layout: Layout,
     code_type: u64,
     /// The process's root folder, seen from here.
     root: PathBuf,
     codes: FxHashMap<(u64, u32), Named>,
-    /// `None`: a frame that is not shown.
-    frames: FxHashMap<Frame, Option<FrameId>>,
+    frames: FxHashMap<Frame, Shown>,
     short_files: FxHashMap<String, String>,
+    /// What all this takes, about.
+    bytes: usize,
+}
+
+/// How a frame appears in the profile.
+#[derive(Clone, Copy)]
+pub(super) enum Shown {
+    As(FrameId),
+    /// It is none of the program's own.
+    Not,
+    /// As a marker that says why it has no name.
+    Unknown(FrameId, Reason),
 }
 
 enum Named {
@@ -40,13 +53,13 @@ enum Named {
     },
     /// The shim around an inlined constructor: not shown.
     Phantom,
-    Unknown(FrameId),
+    Unknown(FrameId, Reason),
 }
 
-impl Symbols {
-    /// For the process `pid`, whose interpreter is this one.
-    pub fn new(pid: u32, interpreter: &Interpreter) -> Symbols {
-        Symbols {
+impl Process {
+    /// The process `pid`, whose interpreter is this one.
+    pub(super) fn new(pid: u32, interpreter: &Interpreter) -> Process {
+        Process {
             memory: ProcessMemory::new(pid),
             layout: interpreter.layout,
             code_type: interpreter.target.code_type,
@@ -54,39 +67,49 @@ impl Symbols {
             codes: FxHashMap::default(),
             frames: FxHashMap::default(),
             short_files: FxHashMap::default(),
+            bytes: 0,
         }
     }
 
-    /// The frame's name and line in `profile`; `None` if it is none of the program's own.
-    pub fn frame(&mut self, profile: &mut Profile, frame: &Frame) -> Option<FrameId> {
+    /// About how many bytes are kept.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The frame's name and line in `profile`; adds to `bytes` what is kept of it.
+    pub(super) fn frame(
+        &mut self,
+        profile: &mut Profile,
+        frame: &Frame,
+        bytes: &mut usize,
+    ) -> Shown {
         if let Some(&known) = self.frames.get(frame) {
             return known;
+        }
+        let before = self.bytes;
+        let shown = self.new_frame(profile, frame);
+        *bytes += self.bytes - before;
+        shown
+    }
+
+    fn new_frame(&mut self, profile: &mut Profile, frame: &Frame) -> Shown {
+        if frame.identity == 0 {
+            // Unproven: the next such frame may be of another code object.
+            return show(&self.read(profile, frame), profile, frame);
         }
         let key = (frame.code, frame.identity);
         if !self.codes.contains_key(&key) {
             let named = self.read(profile, frame);
-            if self.codes.len() >= CODES_MAX {
-                self.codes.clear();
+            self.bytes += CODE_BYTES;
+            if let Named::Function { lines, .. } = &named {
+                self.bytes += lines.bytes();
             }
             self.codes.insert(key, named);
         }
-        let id = match &self.codes[&key] {
-            Named::Function { function, lines } => {
-                Some(profile.frame(*function, lines.line(frame.instruction)))
-            }
-            Named::Phantom => None,
-            Named::Unknown(marker) => Some(*marker),
-        };
-        if frame.identity == 0 {
-            // Unproven: the next such frame may be of another code object.
-            self.codes.remove(&key);
-        } else {
-            if self.frames.len() >= FRAMES_MAX {
-                self.frames.clear();
-            }
-            self.frames.insert(*frame, id);
-        }
-        id
+        let shown = show(&self.codes[&key], profile, frame);
+        self.bytes += FRAME_BYTES;
+        self.frames.insert(*frame, shown);
+        shown
     }
 
     fn read(&mut self, profile: &mut Profile, frame: &Frame) -> Named {
@@ -100,7 +123,7 @@ impl Symbols {
         match code {
             Ok(code) if code.phantom() => Named::Phantom,
             Ok(code) => self.named(profile, code, frame.identity == 0),
-            Err(reason) => Named::Unknown(profile.marker(&format!("[unknown: {reason}]"))),
+            Err(reason) => Named::Unknown(profile.marker(&format!("[unknown: {reason}]")), reason),
         }
     }
 
@@ -113,9 +136,7 @@ impl Symbols {
             Some(short) => short.clone(),
             None => {
                 let short = shorten(&self.root, &code.filename);
-                if self.short_files.len() >= CODES_MAX {
-                    self.short_files.clear();
-                }
+                self.bytes += FILE_BYTES + code.filename.len() + short.len();
                 self.short_files
                     .insert(code.filename.clone(), short.clone());
                 short
@@ -131,6 +152,16 @@ impl Symbols {
             function,
             lines: code.lines,
         }
+    }
+}
+
+fn show(named: &Named, profile: &mut Profile, frame: &Frame) -> Shown {
+    match named {
+        Named::Function { function, lines } => {
+            Shown::As(profile.frame(*function, lines.line(frame.instruction)))
+        }
+        Named::Phantom => Shown::Not,
+        Named::Unknown(marker, reason) => Shown::Unknown(*marker, *reason),
     }
 }
 

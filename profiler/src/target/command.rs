@@ -1,7 +1,13 @@
 //! The program that the user asked to start: as the user behind sudo, ended when the time is up,
 //! its exit code passed on.
 
-use std::{ffi::CString, io, process::ExitStatus, time::Duration};
+use std::{
+    ffi::{CString, OsString},
+    io,
+    os::fd::AsFd as _,
+    process::ExitStatus,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::process::{Child, Command};
@@ -33,31 +39,52 @@ impl Invoker {
     }
 }
 
-/// Starts `program` (its name, then its arguments) with our own standard streams.
+/// Starts `program` (its name, then its arguments) with our own standard streams; with
+/// `stdout_is_taken` its stdout goes to our stderr.
 ///
 /// # Errors
 /// When it can't be found or started.
-pub fn start(program: &[String]) -> Result<Child> {
+pub fn start(program: &[OsString], stdout_is_taken: bool) -> Result<Child> {
     let (name, arguments) = program.split_first().context("no command to start")?;
     let mut command = Command::new(name);
     command.args(arguments);
+    if stdout_is_taken {
+        let stderr = io::stderr().as_fd().try_clone_to_owned();
+        command.stdout(stderr.context("cannot pass on stderr")?);
+    }
     if let Some(invoker) = Invoker::behind_sudo() {
         become_invoker(&mut command, &invoker)?;
     }
     command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow::anyhow!(
-            "command {name:?} was not found: give its path, or see `command -v {name}`"
+            "command {name:?} was not found; sudo looks in its own PATH: give the whole path, as \
+             in `-- \"$(command -v {})\" …`",
+            name.display()
         ),
         _ => anyhow::Error::new(error).context(format!("cannot start {name:?}")),
     })
 }
 
-/// Ends the program if it still runs: SIGTERM, and SIGKILL after five seconds. Its status if it had
+/// Whether a program is first given time to end by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// It is told to end at once.
+    None,
+    /// It has five seconds.
+    Wait,
+}
+
+/// Ends the program if it still runs: SIGTERM, and SIGKILL after five seconds. Its status if it
 /// ended by itself.
 ///
 /// # Errors
 /// When it can't be waited for.
-pub async fn end(child: &mut Child) -> Result<Option<ExitStatus>> {
+pub async fn end(child: &mut Child, patience: Patience) -> Result<Option<ExitStatus>> {
+    if patience == Patience::Wait
+        && let Ok(status) = tokio::time::timeout(GRACE, child.wait()).await
+    {
+        return Ok(Some(status.context("cannot wait for the command")?));
+    }
     if let Some(status) = child.try_wait()? {
         return Ok(Some(status));
     }

@@ -2,12 +2,13 @@
 //! and keeps the kernel's map of targets right. What their frames are called is `symbolize`'s.
 
 pub mod command;
+mod layouts;
 mod process;
 
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, bail};
-use profiler_ebpf::{Layout, MAX_LAYOUTS, ProcessEvent, Target, TargetState};
+use profiler_ebpf::{ProcessEvent, Target, TargetState};
 use rustc_hash::FxHashMap;
 
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
     cpython::{self, Binaries, Detection, Interpreter},
 };
 
+use layouts::Layouts;
 pub use process::{Pid, exists};
 
 /// How long after a look that found no Python the next sample asks again; doubles with each look.
@@ -26,25 +28,26 @@ const AGAIN_DOUBLINGS: u32 = 13;
 /// Ticks for which what is known of an ended process is kept: its last samples may be unread.
 const TICKS_AFTER_END: u32 = 3;
 
+/// Most notices that are kept: the processes of a machine could think of any number.
+const NOTICES_MAX: usize = 100;
+
 /// A process that runs Python, from one exec to the next.
 #[derive(Debug)]
 pub struct Incarnation {
     pub pid: Pid,
     pub command_line: String,
     pub interpreter: Interpreter,
+    /// The kernel's slot for its layout.
+    layout: u32,
     /// Ticks since it ended; `None` while it runs.
     ended: Option<u32>,
 }
-
-/// Something to tell the user about a process, once.
-#[derive(Debug)]
-pub struct Notice(pub String);
 
 /// Every process that is, or was, profiled.
 #[derive(Default)]
 pub struct Targets {
     binaries: Binaries,
-    layouts: Vec<Layout>,
+    layouts: Layouts,
     /// By [`Target::id`].
     incarnations: FxHashMap<u32, Incarnation>,
     /// Which incarnation runs under a pid now.
@@ -52,7 +55,7 @@ pub struct Targets {
     last_id: u32,
     /// Set since the last tick: their process may have ended before the kernel could see that.
     fresh: Vec<Pid>,
-    notices: Vec<Notice>,
+    notices: Vec<String>,
     refused: BTreeSet<String>,
     met: u64,
     missed: u64,
@@ -62,12 +65,16 @@ impl Targets {
     /// Looks at every process that runs now. For a profile of all Python.
     ///
     /// # Errors
-    /// When `/proc` can't be read, or the kernel refuses a target.
+    /// When `/proc` can't be read.
     pub fn scan(&mut self, kernel: &mut Kernel) -> Result<()> {
         for pid in process::all()? {
-            // What is no Python is left to the kernel to ask about when it runs.
-            if let Ok(Detection::Python(interpreter)) = cpython::detect(pid, &mut self.binaries) {
-                self.set(kernel, pid, *interpreter)?;
+            match cpython::detect(pid, &mut self.binaries) {
+                Ok(Detection::Python(interpreter)) => self.try_set(kernel, pid, *interpreter),
+                Ok(Detection::Unsupported { version, why }) => {
+                    self.notice_unsupported(pid, &version, &why);
+                }
+                // The kernel will ask about it when it runs.
+                Ok(Detection::NotPython) | Err(_) => {}
             }
         }
         Ok(())
@@ -80,6 +87,9 @@ impl Targets {
     pub fn add_named(&mut self, kernel: &mut Kernel, pid: Pid) -> Result<()> {
         if !exists(pid) {
             bail!("process {pid} does not exist: `pgrep -a python` lists those that run Python");
+        }
+        if let Some(process) = process::process_of_thread(pid) {
+            bail!("{pid} is a thread of process {process}: use `--pid {process}`");
         }
         let detection = cpython::detect(pid, &mut self.binaries)
             .with_context(|| format!("cannot look at process {pid}"))?;
@@ -121,17 +131,9 @@ impl Targets {
         Ok(())
     }
 
-    /// Takes in what the kernel says of a process; `detail` as the contract has it.
-    ///
-    /// # Errors
-    /// When the kernel refuses a target.
-    pub fn take_event(
-        &mut self,
-        kernel: &mut Kernel,
-        event: ProcessEvent,
-        pid: Pid,
-        detail: u32,
-    ) -> Result<()> {
+    /// Takes in what the kernel says of a process; `detail` as the contract has it. A process that
+    /// can't be profiled becomes a notice.
+    pub fn take_event(&mut self, kernel: &mut Kernel, event: ProcessEvent, pid: Pid, detail: u32) {
         match event {
             ProcessEvent::Look => self.look(kernel, pid, detail),
             ProcessEvent::Exec => {
@@ -139,10 +141,7 @@ impl Targets {
                 self.look(kernel, pid, 0)
             }
             ProcessEvent::Fork => self.look(kernel, pid, 0),
-            ProcessEvent::Exit => {
-                self.end(pid);
-                Ok(())
-            }
+            ProcessEvent::Exit => self.end(pid),
         }
     }
 
@@ -154,11 +153,16 @@ impl Targets {
                 self.end(pid);
             }
         }
+        let layouts = &mut self.layouts;
         self.incarnations.retain(|_, incarnation| {
             incarnation.ended = incarnation.ended.map(|ticks| ticks + 1);
-            incarnation
+            let keep = incarnation
                 .ended
-                .is_none_or(|ticks| ticks < TICKS_AFTER_END)
+                .is_none_or(|ticks| ticks < TICKS_AFTER_END);
+            if !keep {
+                layouts.give_back(incarnation.layout);
+            }
+            keep
         });
     }
 
@@ -183,64 +187,73 @@ impl Targets {
     }
 
     /// What there is to tell the user since the last call.
-    pub fn take_notices(&mut self) -> Vec<Notice> {
+    pub fn take_notices(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notices)
     }
 
-    fn look(&mut self, kernel: &mut Kernel, pid: Pid, looks: u32) -> Result<()> {
+    fn look(&mut self, kernel: &mut Kernel, pid: Pid, looks: u32) {
         let again = match cpython::detect(pid, &mut self.binaries) {
-            Ok(Detection::Python(interpreter)) => return self.set(kernel, pid, *interpreter),
-            Ok(Detection::NotPython) => {
-                monotonic_now() + (AGAIN_AFTER << looks.min(AGAIN_DOUBLINGS))
-            }
+            Ok(Detection::Python(interpreter)) => return self.try_set(kernel, pid, *interpreter),
             Ok(Detection::Unsupported { version, why }) => {
-                let text = format!("Python {version} is not profiled: {why}");
-                if self.refused.insert(text.clone()) {
-                    let name = process::name(pid);
-                    self.notices
-                        .push(Notice(format!("process {pid} ({name}): {text}")));
-                }
+                self.notice_unsupported(pid, &version, &why);
                 u64::MAX
             }
-            Err(_) if !exists(pid) => {
-                kernel.remove_target(pid);
-                return Ok(());
+            Err(_) if !exists(pid) => return kernel.remove_target(pid),
+            // Or its memory map can't be read, now or ever: as if it were no Python.
+            Ok(Detection::NotPython) | Err(_) => {
+                monotonic_now() + (AGAIN_AFTER << looks.min(AGAIN_DOUBLINGS))
             }
-            // Its memory map can't be read, now or ever: as if it were no Python.
-            Err(_) => monotonic_now() + (AGAIN_AFTER << looks.min(AGAIN_DOUBLINGS)),
         };
+        self.set_other(kernel, pid, looks.saturating_add(1), again);
+    }
+
+    fn set_other(&mut self, kernel: &mut Kernel, pid: Pid, looks: u32, again: u64) {
         let target = Target {
             state: TargetState::Other as u32,
-            id: looks.saturating_add(1),
+            looks,
             again,
             ..Target::default()
         };
-        kernel.set_target(pid, &target)?;
-        self.fresh.push(pid);
-        Ok(())
+        match kernel.set_target(pid, &target) {
+            Ok(()) => self.fresh.push(pid),
+            Err(error) => self.notice(format!("{error:#}")),
+        }
+    }
+
+    fn try_set(&mut self, kernel: &mut Kernel, pid: Pid, interpreter: Interpreter) {
+        if let Err(error) = self.set(kernel, pid, interpreter) {
+            let name = process::name(pid);
+            self.notice(format!("process {pid} ({name}) is not profiled: {error:#}"));
+            self.set_other(kernel, pid, 0, u64::MAX);
+        }
     }
 
     fn set(&mut self, kernel: &mut Kernel, pid: Pid, interpreter: Interpreter) -> Result<()> {
         self.end(pid);
         let waiting = kernel.target(pid).map_or(0, |target| target.waiting);
-        self.missed += u64::from(waiting);
+        let layout = self.layouts.take(kernel, &interpreter.layout)?;
         self.last_id = self.last_id.wrapping_add(1);
         let target = Target {
             state: TargetState::Python as u32,
             id: self.last_id,
-            layout: self.layout_index(kernel, &interpreter.layout)?,
+            layout,
             ..interpreter.target
         };
-        kernel.set_target(pid, &target)?;
+        if let Err(error) = kernel.set_target(pid, &target) {
+            self.layouts.give_back(layout);
+            return Err(error);
+        }
+        self.missed += u64::from(waiting);
+        self.met += 1;
         self.fresh.push(pid);
         self.current.insert(pid, self.last_id);
-        self.met += 1;
         self.incarnations.insert(
             self.last_id,
             Incarnation {
                 pid,
                 command_line: process::command_line(pid),
                 interpreter,
+                layout,
                 ended: None,
             },
         );
@@ -255,17 +268,19 @@ impl Targets {
         }
     }
 
-    fn layout_index(&mut self, kernel: &mut Kernel, layout: &Layout) -> Result<u32> {
-        if let Some(index) = self.layouts.iter().position(|known| known == layout) {
-            return Ok(index as u32);
+    /// Once for each version and reason.
+    fn notice_unsupported(&mut self, pid: Pid, version: &str, why: &str) {
+        let text = format!("Python {version} is not profiled: {why}");
+        if self.refused.len() < NOTICES_MAX && self.refused.insert(text.clone()) {
+            let name = process::name(pid);
+            self.notice(format!("process {pid} ({name}): {text}"));
         }
-        let index = u32::try_from(self.layouts.len())?;
-        if index >= MAX_LAYOUTS {
-            bail!("more than {MAX_LAYOUTS} different builds of Python run at once");
+    }
+
+    fn notice(&mut self, text: String) {
+        if self.notices.len() < NOTICES_MAX {
+            self.notices.push(text);
         }
-        kernel.set_layout(index, layout)?;
-        self.layouts.push(*layout);
-        Ok(index)
     }
 }
 

@@ -23,7 +23,17 @@ pub fn exists(pid: Pid) -> bool {
 
 /// The process's name as `ps` shows it, or `?` when it is gone.
 pub(super) fn name(pid: Pid) -> String {
-    stat(pid).map_or_else(|| "?".to_owned(), |stat| stat.comm)
+    let name = stat(pid).map_or_else(|| "?".to_owned(), |stat| stat.comm);
+    // A process chooses its name, and it goes to the user's terminal.
+    name.replace(char::is_control, "?")
+}
+
+/// The process that `tid` is a thread of, if it is not its first one.
+pub(super) fn process_of_thread(tid: Pid) -> Option<Pid> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+    let process = process.trim().parse().ok()?;
+    (process != tid).then_some(process)
 }
 
 /// The arguments, separated by spaces; the name when there are none to see.

@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// Only these figures.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Figure>,
-    /// How often everything is measured [default: 9, and 2 with --quick].
+    /// How often everything is measured [default: 6, and 2 with --quick].
     #[arg(long)]
     rounds: Option<usize>,
     /// The Python whose slowdown is measured [default: the newest of pyenv's].
@@ -137,8 +137,8 @@ fn plan(args: &Args, tools: Tools) -> Result<Plan> {
         tools,
         python,
         pythons,
-        rounds: args.rounds.unwrap_or(if args.quick { 2 } else { 9 }).max(1),
-        block: pick(1.2, 0.4),
+        rounds: args.rounds.unwrap_or(if args.quick { 2 } else { 6 }).max(1),
+        block: pick(0.6, 0.3),
         kernel: pick(2.0, 1.0),
         own: pick(10.0, 4.0),
     })

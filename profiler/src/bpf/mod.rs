@@ -34,7 +34,7 @@ const LOG_LINES: usize = 12;
 
 /// How many sampling periods pass at least before a CPU gets a new one: setting it begins a period
 /// anew, which loses half a one on average.
-const PERIODS_PER_TUNE: u32 = 100;
+const PERIODS_PER_TUNE: u32 = 90;
 /// How many CPUs the kernel may have, among them some that are not there: `kernel_max`, less one.
 const KERNEL_MAX: &str = "/sys/devices/system/cpu/kernel_max";
 

@@ -11,7 +11,7 @@ use profiler_ebpf::Layout;
 
 use super::accessors::{self, Function, ThreadLocal};
 use super::debug_offsets;
-use super::elf::{Image, Segment, Symbol};
+use super::elf::{Image, Segment, Symbol, Table};
 use super::rows::{self, FIRST_MINOR, LAST_MINOR, RuntimeRow};
 use super::version::{Stated, Version};
 
@@ -102,13 +102,14 @@ fn look(file: File) -> Look {
     let Some(image) = Image::open(file) else {
         return Look::NotPython;
     };
-    let mut symbols = image.symbols(&SYMBOLS, false);
+    let mut symbols = HashMap::new();
+    image.symbols(Table::Dynamic, &SYMBOLS, &mut symbols);
     let section = image.section(".PyRuntime");
     let is_python = |symbols: &HashMap<&str, Symbol>| {
         symbols.contains_key("_PyRuntime") || symbols.contains_key("_PyThreadState_Current")
     };
     if section.is_some() || !is_python(&symbols) {
-        symbols.extend(image.symbols(&SYMBOLS, true));
+        image.symbols(Table::Full, &SYMBOLS, &mut symbols);
     }
     if section.is_none() && !is_python(&symbols) {
         return Look::NotPython;
@@ -266,7 +267,9 @@ impl Binary<'_> {
         code_type: u64,
         gilstate: Option<Function<'_>>,
     ) -> Result<Addresses, String> {
-        let local = self.image.symbols(&["interp_head", "autoTLSkey"], true);
+        let mut local = HashMap::new();
+        let wanted = ["interp_head", "autoTLSkey"];
+        self.image.symbols(Table::Full, &wanted, &mut local);
         let interpreters = local
             .get("interp_head")
             .map(|symbol| symbol.address)

@@ -2,6 +2,7 @@
 //! named symbols, named sections, bytes at a virtual address. The file belongs to whoever runs it:
 //! each size is bounded before it is read, and what makes no sense is an absence.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -15,6 +16,10 @@ use object::pod::{Pod, from_bytes, slice_from_all_bytes};
 const PROGRAM_HEADERS_MAX: u16 = 256;
 const SECTION_HEADERS_MAX: u16 = 8192;
 const TABLE_MAX: u64 = 32 << 20;
+
+/// Most bytes that are read of one file in all, so that looking at it takes bounded time however
+/// many sections it declares. A libpython with all its symbols needs less than 5 MB.
+const FILE_MAX: u64 = 64 << 20;
 
 /// A loadable segment: addresses are the file's own, before any load bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,9 +38,18 @@ pub(super) struct Symbol {
     pub size: u64,
 }
 
+/// Which of a file's symbol tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    /// `.dynsym`: what the file exports and imports.
+    Dynamic,
+    /// `.symtab`, which has the local symbols too, where it has not been stripped.
+    Full,
+}
+
 /// An open ELF file.
 pub(super) struct Image {
-    file: File,
+    file: Budgeted,
     sections: Vec<SectionHeader64<LE>>,
     names: Vec<u8>,
     pub segments: Vec<Segment>,
@@ -44,7 +58,12 @@ pub(super) struct Image {
 impl Image {
     /// Reads the headers; `None` when the file is no executable or library for this machine.
     pub(super) fn open(file: File) -> Option<Image> {
-        let header = read(&file, 0, 64)?;
+        let file = Budgeted {
+            length: file.metadata().ok()?.len(),
+            file,
+            left: Cell::new(FILE_MAX),
+        };
+        let header = file.read(0, 64)?;
         let (header, _) = from_bytes::<FileHeader64<LE>>(&header).ok()?;
         let ident = &header.e_ident;
         let kind = header.e_type.get(LE);
@@ -57,7 +76,8 @@ impl Image {
             return None;
         }
         let count = header.e_phnum.get(LE).min(PROGRAM_HEADERS_MAX);
-        let segments = table::<ProgramHeader64<LE>>(&file, header.e_phoff.get(LE), count)?
+        let segments = file
+            .table::<ProgramHeader64<LE>>(header.e_phoff.get(LE), count)?
             .iter()
             .filter(|segment| segment.p_type.get(LE) == elf::PT_LOAD)
             .map(|segment| Segment {
@@ -70,7 +90,7 @@ impl Image {
             .collect();
         // Section headers may be gone or damaged in a file that runs.
         let count = header.e_shnum.get(LE).min(SECTION_HEADERS_MAX);
-        let sections = table::<SectionHeader64<LE>>(&file, header.e_shoff.get(LE), count);
+        let sections = file.table::<SectionHeader64<LE>>(header.e_shoff.get(LE), count);
         let mut image = Image {
             file,
             sections: sections.unwrap_or_default(),
@@ -85,30 +105,32 @@ impl Image {
 
     /// The address and size of the first section of that name.
     pub(super) fn section(&self, name: &str) -> Option<Symbol> {
-        let section = self.sections.iter().find(|section| {
-            let at = section.sh_name.get(LE) as usize;
-            text_at(&self.names, at) == Some(name.as_bytes())
-        })?;
+        let section = self
+            .sections
+            .iter()
+            .find(|section| is_at(&self.names, section.sh_name.get(LE) as usize, name))?;
         Some(Symbol {
             address: section.sh_addr.get(LE),
             size: section.sh_size.get(LE),
         })
     }
 
-    /// Those of `wanted` that the file defines, from `.dynsym` or, where `all` asks for it, also
-    /// from `.symtab` (which has the local ones, where it has not been stripped).
-    pub(super) fn symbols<'n>(&self, wanted: &[&'n str], all: bool) -> HashMap<&'n str, Symbol> {
-        let mut found = HashMap::new();
-        for kind in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
-            if kind == elf::SHT_SYMTAB && (!all || found.len() == wanted.len()) {
-                break;
-            }
-            let tables = self.sections.iter();
-            for section in tables.filter(|section| section.sh_type.get(LE) == kind) {
-                self.look_up(section, wanted, &mut found);
-            }
+    /// Those of `wanted` that the file defines in its first `table`, where there may be more than
+    /// one only in a damaged file, into `found`, which keeps what it has.
+    pub(super) fn symbols<'n>(
+        &self,
+        table: Table,
+        wanted: &[&'n str],
+        found: &mut HashMap<&'n str, Symbol>,
+    ) {
+        let kind = match table {
+            Table::Dynamic => elf::SHT_DYNSYM,
+            Table::Full => elf::SHT_SYMTAB,
+        };
+        let mut sections = self.sections.iter();
+        if let Some(section) = sections.find(|section| section.sh_type.get(LE) == kind) {
+            self.look_up(section, wanted, found);
         }
-        found
     }
 
     fn look_up<'n>(
@@ -143,7 +165,7 @@ impl Image {
             (skip < segment.file_size).then_some((segment, skip))
         })?;
         let length = length.min(segment.file_size - skip);
-        read(&self.file, segment.offset.checked_add(skip)?, length)
+        self.file.read(segment.offset.checked_add(skip)?, length)
     }
 
     /// Whether the program has memory at `address`, in the file or zeroed.
@@ -163,32 +185,36 @@ impl Image {
         if section.sh_type.get(LE) == elf::SHT_NOBITS {
             return None;
         }
-        read(
-            &self.file,
-            section.sh_offset.get(LE),
-            section.sh_size.get(LE),
-        )
+        self.file
+            .read(section.sh_offset.get(LE), section.sh_size.get(LE))
     }
 }
 
-/// `length` bytes at `offset`, unless they are too many or the file ends before.
-fn read(file: &File, offset: u64, length: u64) -> Option<Vec<u8>> {
-    let end = offset.checked_add(length)?;
-    if length > TABLE_MAX || end > file.metadata().ok()?.len() {
-        return None;
+/// A file of which at most [`FILE_MAX`] bytes are read.
+struct Budgeted {
+    file: File,
+    length: u64,
+    /// Bytes that may still be read.
+    left: Cell<u64>,
+}
+
+impl Budgeted {
+    /// `length` bytes at `offset`, unless they are too many or the file ends before.
+    fn read(&self, offset: u64, length: u64) -> Option<Vec<u8>> {
+        let end = offset.checked_add(length)?;
+        if length > TABLE_MAX || end > self.length {
+            return None;
+        }
+        self.left.set(self.left.get().checked_sub(length)?);
+        let mut bytes = vec![0; usize::try_from(length).ok()?];
+        self.file.read_exact_at(&mut bytes, offset).ok()?;
+        Some(bytes)
     }
-    let mut bytes = vec![0; usize::try_from(length).ok()?];
-    file.read_exact_at(&mut bytes, offset).ok()?;
-    Some(bytes)
-}
 
-fn table<T: Pod + Copy>(file: &File, offset: u64, count: u16) -> Option<Vec<T>> {
-    let bytes = read(file, offset, u64::from(count) * size_of::<T>() as u64)?;
-    Some(slice_from_all_bytes::<T>(&bytes).ok()?.to_vec())
-}
-
-fn text_at(names: &[u8], at: usize) -> Option<&[u8]> {
-    names.get(at..)?.split(|byte| *byte == 0).next()
+    fn table<T: Pod + Copy>(&self, offset: u64, count: u16) -> Option<Vec<T>> {
+        let bytes = self.read(offset, u64::from(count) * size_of::<T>() as u64)?;
+        Some(slice_from_all_bytes::<T>(&bytes).ok()?.to_vec())
+    }
 }
 
 fn is_at(names: &[u8], at: usize, name: &str) -> bool {

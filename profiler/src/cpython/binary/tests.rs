@@ -171,6 +171,45 @@ fn damaged_files_are_looked_at_without_harm() {
     }
 }
 
+/// `whole` with its section headers moved behind its end, and after its own three of them these:
+/// (kind, offset, size, link).
+fn with_sections(whole: &[u8], more: &[(u64, u64, u64, u64)]) -> Vec<u8> {
+    let mut file = whole.to_vec();
+    file.extend_from_slice(&whole[128..128 + 3 * 64]);
+    for (kind, at, size, link) in more {
+        file.extend_from_slice(&words(&[kind << 32, 2, 0, *at, *size, *link, 8, 24]));
+    }
+    file[40..48].copy_from_slice(&LENGTH.to_le_bytes());
+    file[60..62].copy_from_slice(&(3 + more.len() as u16).to_le_bytes());
+    file
+}
+
+#[test]
+fn only_the_first_table_of_a_kind_is_read() {
+    let mut whole = elf(&["_PyRuntime"], &[]);
+    let (version, _) = refusal(&with_sections(&whole, &[(11, 0, 0, 0)]));
+    assert_eq!(version, "unknown");
+    let table = whole[128 + 64..][..64].to_vec();
+    let table = (11, SYMBOLS_AT, u64::from(table[32]), 2);
+    // The first one becomes a table without symbols, which is all that a linker would have made.
+    whole[128 + 64 + 32..][..8].fill(0);
+    let found = look(file(&with_sections(&whole, &[table; 1000])));
+    assert!(matches!(found, Look::NotPython), "{found:?}");
+}
+
+#[test]
+fn of_one_file_a_bounded_number_of_bytes_is_read() {
+    let file = file(&elf(&["_PyRuntime"], &[]));
+    let image = Image::open(file).unwrap();
+    let reads = |most: usize| {
+        let bytes = (0..most).map_while(|_| image.bytes(BASE, LENGTH));
+        bytes.map(|bytes| bytes.len() as u64).sum::<u64>()
+    };
+    assert_eq!(reads(1000), 1000 * LENGTH);
+    let (in_all, most) = (1000 * LENGTH + reads(1 << 16), 64 << 20);
+    assert!((most - LENGTH..=most).contains(&in_all), "{in_all}");
+}
+
 #[test]
 fn a_file_is_read_once_and_again_when_it_was_written() {
     let mut named = tempfile::NamedTempFile::new().unwrap();

@@ -90,8 +90,8 @@ impl Facts {
         if !self.has_btf {
             bail!(
                 "the kernel {} does not show its type information ({} is missing): pyebpf needs a \
-                 kernel built with CONFIG_DEBUG_INFO_BTF=y, as distributions' kernels are; check \
-                 with `grep BTF /boot/config-$(uname -r)`",
+                 kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of Debian 12, Ubuntu 20.10, \
+                 Fedora 31 and RHEL 8.2 and later are: check with `grep BTF /boot/config-$(uname -r)`",
                 self.release,
                 bpf::KERNEL_BTF
             );

@@ -8,7 +8,7 @@ use std::time::Duration;
 use indexmap::IndexSet;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-pub use self::label::escape;
+pub use self::label::{escape, plural};
 pub use self::parts::{
     Count, Frame, FrameId, Function, FunctionId, LineShape, Meta, Moment, Process, ProcessId,
     Shape, StackId, Thread, ThreadId,

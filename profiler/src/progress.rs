@@ -7,10 +7,7 @@ use std::{
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use crate::{
-    session::Session,
-    tally::{Tally, plural},
-};
+use crate::{profile::plural, session::Session, tally::Tally};
 
 /// How often the line changes.
 const EVERY: Duration = Duration::from_millis(250);

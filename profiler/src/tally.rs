@@ -4,7 +4,11 @@ use std::fmt::Write as _;
 
 use profiler_ebpf::{Counter, Outcome};
 
-use crate::{bpf::Counts, profile::Profile, symbolize::Symbols};
+use crate::{
+    bpf::Counts,
+    profile::{Profile, escape, plural},
+    symbolize::Symbols,
+};
 
 /// How many of the hottest functions the summary names.
 const HOTTEST: usize = 5;
@@ -48,7 +52,7 @@ impl Tally {
     }
 
     /// The share of [`stacks`](Self::stacks) that are whole, in percent; 100 when there are none.
-    pub fn complete_percent(&self) -> f64 {
+    fn complete_percent(&self) -> f64 {
         match self.stacks() {
             0 => 100.0,
             stacks => 100.0 * self.of(&[Outcome::Complete]) as f64 / stacks as f64,
@@ -64,7 +68,7 @@ impl Tally {
 
     /// Every sample that is not shown whole, by name, most first. `named` says that the user named
     /// the processes, so that samples before their interpreter was up are of interest.
-    pub fn losses(&self, counts: &Counts, named: bool) -> Vec<(&'static str, u64)> {
+    fn losses(&self, counts: &Counts, named: bool) -> Vec<(&'static str, u64)> {
         let mut losses: Vec<(&'static str, u64)> = Outcome::ALL
             .into_iter()
             .filter_map(|outcome| {
@@ -173,8 +177,8 @@ impl Tally {
         for (function, count) in profile.own_time().into_iter().take(HOTTEST) {
             let share = 100.0 * count.samples as f64 / total.samples as f64;
             let function = profile.function_of(function);
-            let name = crate::profile::escape(&function.name);
-            let file = crate::profile::escape(profile.shown_file(function));
+            let name = escape(&function.name);
+            let file = escape(profile.shown_file(function));
             if file.is_empty() {
                 line(format_args!("  {share:>5.1} %  {name}"));
             } else {
@@ -182,14 +186,6 @@ impl Tally {
             }
         }
         text
-    }
-}
-
-/// A number with its noun.
-pub fn plural(count: u64, one: &str, many: &str) -> String {
-    match count {
-        1 => format!("1 {one}"),
-        _ => format!("{count} {many}"),
     }
 }
 

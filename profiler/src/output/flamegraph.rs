@@ -9,7 +9,7 @@ use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
 use inferno::flamegraph::{Direction, Options, from_lines};
 
 use super::label_tree::LabelTree;
-use crate::profile::{Function, Profile, escape};
+use crate::profile::{Function, Profile, escape, plural};
 
 /// A frame below this share of all samples (a tenth of a pixel) is not drawn.
 const NARROWEST: f64 = 0.0001;
@@ -86,13 +86,13 @@ fn title(profile: &Profile) -> String {
 }
 
 fn subtitle(profile: &Profile, narrowest: Option<u64>) -> String {
-    let processes = profile.processes_with_samples();
+    let processes = profile.processes_with_samples() as u64;
     let mut subtitle = format!(
-        "{} samples at {} Hz in {:.1} s, {processes} {}",
-        profile.total().samples,
+        "{} at {} Hz in {:.1} s, {}",
+        plural(profile.total().samples, "sample", "samples"),
         profile.meta().rate,
         profile.meta().duration.as_secs_f64(),
-        if processes == 1 { "process" } else { "processes" },
+        plural(processes, "process", "processes"),
     );
     if let Some(narrowest) = narrowest {
         subtitle.push_str(&format!("; frames below {narrowest} samples are not drawn"));

@@ -71,6 +71,14 @@ impl Profile {
     }
 }
 
+/// A number with its noun.
+pub fn plural(count: u64, one: &str, many: &str) -> String {
+    match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count} {many}"),
+    }
+}
+
 /// Escapes what would break a line of collapsed stacks, or a terminal, the way a Python string
 /// literal does: `;` is `\x3b`, a line feed `\n`, any other control character, line separator or
 /// change of direction `\xNN` or `\uNNNN`, and a backslash `\\`, so that nothing is ambiguous.

@@ -157,6 +157,12 @@ fn samples_are_counted_by_thread_and_stack_and_kept_in_time_order() {
 }
 
 #[test]
+fn a_number_has_its_noun() {
+    let shown = [0, 1, 2].map(|count| plural(count, "process", "processes"));
+    assert_eq!(shown, ["0 processes", "1 process", "2 processes"]);
+}
+
+#[test]
 fn own_time_is_the_leafs_hottest_first() {
     let mut profile = profile(Shape::default());
     let process = profile.add_process(7, String::new());

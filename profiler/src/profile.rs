@@ -28,6 +28,10 @@ const MAX_FRAMES: usize = 1 << 18;
 /// Most bytes of names and file names together; further functions lose their name.
 const MAX_TEXT: usize = 16 << 20;
 
+/// Most samples that are kept one by one: 64 MiB, which is three hours of four busy processors at
+/// 99 Hz. Further ones are only counted.
+const MAX_MOMENTS: usize = 1 << 22;
+
 const FULL_FUNCTIONS: &str = "[unknown: too many different functions]";
 const FULL_STACKS: &str = "[unknown: too many different stacks]";
 /// Shown for a stack without any frame, so that no output has to name nothing.
@@ -49,10 +53,14 @@ pub struct Profile {
     total: Count,
     /// By thread; `None` when no output needs the order of time. 16 bytes a sample.
     timeline: Option<Vec<Vec<Moment>>>,
+    /// For how many samples the timeline has room.
+    moments_left: usize,
+    untimed: u64,
 }
 
 impl Profile {
-    /// An empty profile. With `timeline` every sample is kept, not only the counts.
+    /// An empty profile. With `timeline` samples are kept one by one, not only their counts, until
+    /// that memory is full.
     pub fn new(meta: Meta, shape: Shape, timeline: bool) -> Self {
         let mut profile = Self {
             meta,
@@ -66,6 +74,8 @@ impl Profile {
             counts: FxHashMap::default(),
             total: Count::default(),
             timeline: timeline.then(Vec::new),
+            moments_left: MAX_MOMENTS,
+            untimed: 0,
         };
         let empty = profile.marker(EMPTY_STACK);
         profile.stack([empty]);
@@ -182,6 +192,11 @@ impl Profile {
         self.counts.entry((thread, stack)).or_default().add(one);
         self.total.add(one);
         if let Some(timeline) = &mut self.timeline {
+            if self.moments_left == 0 {
+                self.untimed += 1;
+                return;
+            }
+            self.moments_left -= 1;
             let weight = u32::try_from(weight).unwrap_or(u32::MAX);
             timeline[thread.0 as usize].push(Moment {
                 time,
@@ -283,6 +298,17 @@ impl Profile {
     /// Whether samples are kept in the order of time.
     pub fn has_timeline(&self) -> bool {
         self.timeline.is_some()
+    }
+
+    /// How many samples are in the counts but found no room in the timeline.
+    pub fn untimed(&self) -> u64 {
+        self.untimed
+    }
+
+    /// Leaves room for this many samples in the timeline.
+    #[cfg(test)]
+    pub(crate) fn limit_timeline(&mut self, moments: usize) {
+        self.moments_left = moments;
     }
 
     /// The threads that have samples, in the order of their ids.

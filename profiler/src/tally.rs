@@ -159,6 +159,12 @@ impl Tally {
                 "  {frames:>7} frames whose code was not in memory: [unproven]"
             ));
         }
+        let untimed = profile.untimed();
+        if untimed > 0 {
+            line(format_args!(
+                "  {untimed:>7} not in the order of time: more samples than its memory holds"
+            ));
+        }
         for (reason, frames) in symbols.unknown() {
             line(format_args!(
                 "  {frames:>7} frames without a name: {reason}"
@@ -215,5 +221,39 @@ pub fn shown(outcome: Outcome) -> Shown {
             Shown::Not("not Python: the interpreter was starting or had ended")
         }
         Outcome::NoFrames => Shown::Not("not Python: threads between two calls into Python"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::profile::{Meta, Shape};
+
+    #[test]
+    fn samples_that_the_timeline_had_no_room_for_are_said() {
+        let meta = Meta {
+            started: SystemTime::UNIX_EPOCH,
+            rate: 99,
+            command: String::new(),
+            duration: Duration::from_secs(1),
+        };
+        let mut profile = Profile::new(meta, Shape::default(), true);
+        let process = profile.add_process(7, String::new());
+        let thread = profile.add_thread(process, 8, String::new());
+        let stack = profile.stack([]);
+        profile.limit_timeline(1);
+        let summary = |profile: &Profile| {
+            let tally = Tally::default();
+            tally.summary(profile, &Symbols::default(), &Counts::default(), false)
+        };
+        profile.record(0, thread, stack, 10);
+        let whole = summary(&profile);
+        assert!(!whole.contains("order of time"), "{whole}");
+        profile.record(1, thread, stack, 10);
+        let text = summary(&profile);
+        let expected = "        1 not in the order of time: more samples than its memory holds\n";
+        assert!(text.contains(expected), "{text}");
     }
 }

@@ -157,6 +157,22 @@ fn samples_are_counted_by_thread_and_stack_and_kept_in_time_order() {
 }
 
 #[test]
+fn samples_without_end_are_only_counted() {
+    let mut profile = profile(Shape::default());
+    let process = profile.add_process(7, String::new());
+    let thread = profile.add_thread(process, 8, String::new());
+    let stack = profile.stack([]);
+    assert_eq!(profile.moments_left * size_of::<Moment>(), 64 << 20);
+    profile.limit_timeline(2);
+    (0..5).for_each(|time| profile.record(time, thread, stack, 10));
+    assert_eq!(profile.moments(thread).len(), 2);
+    assert_eq!((profile.untimed(), profile.total().samples), (3, 5));
+    profile.timeline = None;
+    profile.record(5, thread, stack, 10);
+    assert_eq!(profile.untimed(), 3);
+}
+
+#[test]
 fn a_number_has_its_noun() {
     let shown = [0, 1, 2].map(|count| plural(count, "process", "processes"));
     assert_eq!(shown, ["0 processes", "1 process", "2 processes"]);

@@ -17,7 +17,6 @@ pub mod threads;
 mod unicode;
 mod version;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -43,8 +42,6 @@ const PAGE: u64 = 4096;
 pub struct Interpreter {
     pub version: Version,
     pub layout: Layout,
-    /// The executable or libpython, as the process names it.
-    pub binary: PathBuf,
     /// Its addresses; state, id, layout index and `again` are left 0.
     pub target: Target,
 }
@@ -139,7 +136,6 @@ fn place(memory: &impl Memory, python: &Arc<Python>, mapping: &Mapping) -> Optio
     Some(Interpreter {
         version: python.version,
         layout: python.layout,
-        binary: mapping.name(),
         target: Target {
             interpreters: at(addresses.interpreters),
             current: at(addresses.current),

@@ -216,7 +216,6 @@ mod tests {
                 micro: 0,
             },
             layout: rows::layout(minor).unwrap(),
-            binary: "/usr/bin/python3".into(),
             target: profiler_ebpf::Target {
                 interpreters: 64,
                 ..Default::default()

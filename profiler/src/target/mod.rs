@@ -285,7 +285,7 @@ impl Targets {
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of the kernel's records.
-pub fn monotonic_now() -> u64 {
+fn monotonic_now() -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -2,22 +2,45 @@
 //! made known to the kernel program, whose records become samples, which are named, folded into a
 //! profile and written. `ARCHITECTURE.md` follows one sample through these rooms.
 
+// What the user asks for, and whether this machine can give it.
 pub mod cli;
 pub mod preflight;
 
-pub mod bpf;
-pub mod cpython;
-pub mod destination;
+// How a process's memory is read, and what a CPython looks like in it.
 pub mod memory;
-pub mod output;
-pub mod profile;
-pub mod progress;
-pub mod recorder;
-pub mod sample;
-pub mod session;
-pub mod signals;
-pub mod symbolize;
-pub mod tally;
+
+pub mod cpython;
+
+// The kernel program: loaded, told what to do, read from.
+pub mod bpf;
+
+// Which processes are profiled.
 pub mod target;
 
+// A record of the kernel, decoded: still numbers.
+pub mod sample;
+
+// Numbers to names.
+pub mod symbolize;
+
+// Equal stacks counted together.
+pub mod profile;
+
+// A file per format, and where it is written.
+pub mod output;
+
+pub mod destination;
+
+// The loop that takes samples from one room to the next, what it listens to, and what it says.
+pub mod session;
+
+pub mod signals;
+
+pub mod recorder;
+
+pub mod tally;
+
+pub mod progress;
+
+// A file per verb, which puts the rooms together.
 pub mod commands;

@@ -134,6 +134,18 @@ fn every_room_has_its_place() {
 }
 
 #[test]
+fn the_library_declares_the_rooms_in_their_order() {
+    let files = sources("profiler");
+    let library = files.iter().find(|file| file.room == "lib").unwrap();
+    let rooms = PIPELINE.map(|(room, _)| library.text.find(&format!("pub mod {room};")).unwrap());
+    assert!(
+        rooms.is_sorted(),
+        "{:?} at {rooms:?}",
+        PIPELINE.map(|(room, _)| room)
+    );
+}
+
+#[test]
 fn samples_go_one_way() {
     for file in sources("profiler") {
         let Some((_, allowed)) = PIPELINE.iter().find(|(room, _)| *room == file.room) else {

@@ -76,6 +76,16 @@ impl Process {
         self.bytes
     }
 
+    /// How many bytes of line tables are kept, counted anew.
+    #[cfg(test)]
+    pub(super) fn tables(&self) -> usize {
+        let bytes = |named: &Named| match named {
+            Named::Function { lines, .. } => lines.bytes(),
+            Named::Phantom | Named::Unknown(..) => 0,
+        };
+        self.codes.values().map(bytes).sum()
+    }
+
     /// The frame's name and line in `profile`; adds to `bytes` what is kept of it.
     pub(super) fn frame(
         &mut self,

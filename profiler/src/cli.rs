@@ -264,6 +264,18 @@ mod tests {
     }
 
     #[test]
+    fn folding_lines_and_showing_none_go_together() {
+        for args in ["-F --nolineno", "--nolineno --function", "--nolineno"] {
+            let record = parse(&format!("pyebpf record {args}")).unwrap();
+            assert_eq!(record.shape.line, LineShape::None, "{args}");
+        }
+        assert_eq!(
+            parse("pyebpf record -F").unwrap().shape.line,
+            LineShape::First
+        );
+    }
+
+    #[test]
     fn a_rate_of_zero_is_a_usage_error() {
         let error = Cli::try_parse_from(["pyebpf", "record", "-r", "0"]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ValueValidation);

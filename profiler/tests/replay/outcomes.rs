@@ -176,7 +176,12 @@ fn what_is_no_code_object_gets_no_name() {
             code,
             sampled,
         );
-        assert_eq!(read, Err(Reason::NotCode), "3.{minor}");
+        // Where the walk checks the type, the object was code when it was sampled.
+        let reason = match minor {
+            11 | 12 => Reason::Replaced,
+            _ => Reason::NotCode,
+        };
+        assert_eq!(read, Err(reason), "3.{minor}");
     }
 }
 

@@ -1,8 +1,11 @@
 //! What the built `pyebpf` does with bad input, with its outputs and with signals: the essential
 //! words of each message, the exit code, and that nothing is left half-written.
 
+mod cli_commands;
 mod cli_errors;
 mod cli_outputs;
+mod cli_places;
+mod cli_targets;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

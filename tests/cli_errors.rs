@@ -3,15 +3,12 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread::sleep;
-use std::time::Duration;
 
 use pyebpf_tests::recording::{binary, pyebpf};
 use pyebpf_tests::{can_profile, skip};
 
-use crate::{Helper, check_failure, fails, folder, gone, run, text, working_python};
+use crate::{check_failure, fails, folder, run, text, working_python};
 
 #[test]
 fn usage_errors_exit_with_2() {
@@ -132,64 +129,6 @@ fn a_rate_above_the_limit_of_the_kernel() {
         1,
         &[&above, &limit.to_string(), "perf_event_max_sample_rate"],
     );
-}
-
-#[test]
-fn targets_that_can_not_be_profiled() {
-    if !can_profile("targets_that_can_not_be_profiled") {
-        return;
-    }
-    let record = ["record", "-d", "1", "-o", "-", "-f", "raw"];
-    let with = |rest: &[&'static str], pid: &str, words: &[&str]| {
-        let mut arguments = record.to_vec();
-        arguments.extend(rest);
-        arguments.push(pid);
-        fails(&arguments, 1, words);
-    };
-    let pid = gone();
-    with(&["-p"], &pid, &[&pid, "does not exist"]);
-    let sleeper = Helper::start(Path::new("sleep"), &["60"]);
-    with(
-        &["-p"],
-        &sleeper.pid(),
-        &[&sleeper.pid(), "sleep", "Python"],
-    );
-    with(
-        &["--"],
-        "no-such-program-here",
-        &["no-such-program-here", "not found"],
-    );
-    with(&["--"], "/etc/passwd", &["/etc/passwd"]);
-}
-
-#[test]
-fn a_python_of_a_version_that_is_not_supported() {
-    const TEST: &str = "a_python_of_a_version_that_is_not_supported";
-    if !can_profile(TEST) {
-        return;
-    }
-    let home = std::env::var_os("HOME")
-        .map(PathBuf::from)
-        .unwrap_or_default();
-    let python = home.join(".pyenv/versions/2.7.18/bin/python2.7");
-    if !python.exists() {
-        skip(TEST, "no CPython 2.7 is here");
-        return;
-    }
-    let target = Helper::start(&python, &["-c", "import time; time.sleep(60)"]);
-    sleep(Duration::from_millis(500));
-    let arguments = [
-        "record",
-        "-d",
-        "1",
-        "-o",
-        "-",
-        "-f",
-        "raw",
-        "-p",
-        &target.pid(),
-    ];
-    fails(&arguments, 1, &[&target.pid(), "2.7", "3.6"]);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Live tests: the built `pyebpf` on running Pythons, as root. One recording covers all versions at
 //! once, so the whole takes minutes, not an hour; each version's failure is told by its name.
 
+mod live_amounts;
+mod live_hostile;
 mod live_processes;
 mod live_shapes;
 mod live_shares;

@@ -49,6 +49,11 @@ static RECORDS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 static PERIODS: Array<u64> = Array::with_max_entries(1, 0);
 
+/// Stacks of functions that were seen, by some bits of [`Walk::digest`]; shared by all CPUs, where a
+/// race costs a wake-up more or less.
+#[map]
+static SEEN: Array<u64> = Array::with_max_entries(SEEN_STACKS, 0);
+
 /// When the daemon was last woken for a sample: one slot, nanoseconds of `CLOCK_MONOTONIC`.
 #[map]
 static WOKEN: Array<u64> = Array::with_max_entries(1, 0);
@@ -78,9 +83,12 @@ static ALL_PROCESSES: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static FOLLOW_CHILDREN: Global<u32> = Global::new(0);
 
-/// How long a sample may wait before the daemon is woken for it. Names must be read while the code
-/// is still there, but a wake-up for each sample of a busy machine would cost more than the samples.
+/// The daemon is woken for a stack of functions that is new, because names must be read while the
+/// code is still there, but not more often than this, in nanoseconds: a wake-up costs several
+/// times what a sample does. For the rest it comes by itself.
 const WAKE_EVERY: u64 = 2_000_000;
+/// How many stacks are remembered. A power of two.
+const SEEN_STACKS: u32 = 4096;
 /// `PF_KTHREAD`: include/linux/sched.h.
 const KERNEL_THREAD: u32 = 0x0020_0000;
 /// When a question about a process is asked again if nobody answered: one second.
@@ -185,13 +193,29 @@ fn send(state: &mut Walk) {
     // SAFETY: the frames follow the sample in `Walk`, which is `#[repr(C)]`.
     let bytes =
         unsafe { core::slice::from_raw_parts((&raw const state.sample).cast::<u8>(), length) };
-    let flags = if is_time_to_wake(state.sample.time) {
+    let flags = if is_new(state.digest) && is_time_to_wake(state.sample.time) {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP
     };
     if RECORDS.output::<[u8]>(bytes, flags.into()).is_err() {
         count(Counter::RingFull as u32);
+    }
+}
+
+/// Whether no stack of these functions was seen lately.
+#[inline(always)]
+fn is_new(digest: u64) -> bool {
+    let Some(seen) = SEEN.get_ptr_mut(digest as u32 & (SEEN_STACKS - 1)) else {
+        return true;
+    };
+    // SAFETY: a live map value; loads and stores of aligned words do not tear.
+    unsafe {
+        let new = ptr::read_volatile(seen) != digest;
+        if new {
+            ptr::write_volatile(seen, digest);
+        }
+        new
     }
 }
 

@@ -16,8 +16,8 @@ use bytemuck::Zeroable;
 use crate::{Chain, Frame, Layout, MAX_FRAMES, Outcome, Sample, Target, layout_flags};
 
 use bytes::{byte, half, read_word, word};
-use identity::Identities;
 pub use identity::{CODE_SPAN_MAX, CodeFault, identity};
+use identity::{Identities, mix};
 pub use thread::THREAD_SPAN_MAX;
 use thread::ThreadState;
 
@@ -55,6 +55,8 @@ pub struct Walk {
     at_entry: u32,
     /// How many kept frames had no identity.
     pub unproven: u32,
+    /// Of the kept frames' code objects and identities: equal for stacks of the same functions.
+    pub digest: u64,
     buffer: [u8; BUFFER + 8],
     thread: ThreadState,
     identities: Identities,
@@ -81,6 +83,7 @@ impl Walk {
         self.window_high = 0;
         self.at_entry = 0;
         self.unproven = 0;
+        self.digest = 0;
         self.sample.frames = 0;
         self.sample.gil = 0;
         // What holds if the steps run out: a chain of entry frames alone may have no end.
@@ -167,6 +170,7 @@ impl Walk {
             identity,
         };
         self.sample.frames = count + 1;
+        self.digest = mix(self.digest ^ u64::from(identity) << 32, code);
         true
     }
 

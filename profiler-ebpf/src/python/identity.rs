@@ -260,6 +260,6 @@ fn file_digest<M: Memory>(
 
 /// A step of a multiplicative hash over words.
 #[inline(always)]
-fn mix(hash: u64, value: u64) -> u64 {
+pub(super) fn mix(hash: u64, value: u64) -> u64 {
     (hash.rotate_left(29) ^ value).wrapping_mul(GOLDEN)
 }

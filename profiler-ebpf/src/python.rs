@@ -30,6 +30,9 @@ const WINDOW: usize = 4096;
 /// The window, then room for one frame that lies elsewhere. A power of two, so that a mask bounds
 /// an offset into it.
 const BUFFER: usize = 2 * WINDOW;
+/// Owners of frames: `enum _frameowner` of Include/internal/pycore_frame.h.
+const GENERATOR: u32 = 1;
+const ENTRY: u32 = 3;
 /// A frame at most this far below the last one is taken to lie in the data stack as that one does;
 /// any other lies alone: in a generator's object, or on the C stack.
 const NEAR: u64 = 1 << 16;
@@ -51,8 +54,8 @@ pub struct Walk {
     window_high: u64,
     /// The last frame that was read alone: the data stack may go on below it, in another chunk.
     alone: u64,
-    /// 1 when the last frame was one that enters the interpreter.
-    at_entry: u32,
+    /// The `owner` of the last frame; 3 stands for 4, too.
+    last: u32,
     /// How many kept frames had no identity.
     pub unproven: u32,
     /// Of the kept frames' code objects and identities: equal for stacks of the same functions.
@@ -81,7 +84,7 @@ impl Walk {
         self.identities.begin();
         // The fields that are not reset are set before they are read, or (window_low) do no harm.
         self.window_high = 0;
-        self.at_entry = 0;
+        self.last = 0;
         self.unproven = 0;
         self.digest = 0;
         self.sample.frames = 0;
@@ -117,7 +120,13 @@ impl Walk {
     pub fn step<M: Memory>(&mut self, memory: &M, layout: &Layout, target: &Target) -> bool {
         let address = self.next;
         if address == 0 {
-            let whole = layout.flags & layout_flags::ENDS_AT_ENTRY == 0 || self.at_entry != 0;
+            let whole = if layout.flags & layout_flags::ENDS_AT_ENTRY != 0 {
+                self.last == ENTRY
+            } else {
+                // No chain begins with a generator. On 3.11 one that is being resumed is published
+                // before it is linked to its caller.
+                layout.flags & layout_flags::TORN_CALLS == 0 || self.last != GENERATOR
+            };
             return self.end(match (whole, self.sample.frames) {
                 (true, 0) => Outcome::NoFrames,
                 (true, _) => Outcome::Complete,
@@ -135,10 +144,10 @@ impl Walk {
             offset => byte(&self.buffer, at.wrapping_add(offset)),
         };
         match owner {
-            0..=2 => self.at_entry = 0,
+            0..=2 => self.last = u32::from(owner),
             // FRAME_OWNED_BY_CSTACK, FRAME_OWNED_BY_INTERPRETER: Include/internal/pycore_frame.h.
             3 | 4 if layout.flags & layout_flags::ENTRY_FRAMES != 0 => {
-                self.at_entry = 1;
+                self.last = ENTRY;
                 return true;
             }
             _ => return self.end_at_frame(Outcome::UnreadableCode, Outcome::TruncatedCode),

@@ -35,7 +35,7 @@ fn whole(minor: u8) -> (Recording, Box<Walk>, Vec<Link>) {
 fn each_frame(
     minor: u8,
     doctor: impl Fn(&mut Recording, &[Link], usize),
-    check: impl Fn(&Walk, &[Frame], usize),
+    mut check: impl FnMut(&Walk, &[Frame], usize),
 ) {
     let (recording, whole, chain) = whole(minor);
     let shown = (0..chain.len()).filter(|&at| !chain[at].entry);
@@ -191,16 +191,33 @@ fn a_chain_without_the_frame_that_enters_the_interpreter_is_not_whole() {
         let cut = |recording: &mut Recording, chain: &[Link], at: usize| {
             recording.set_caller(chain[at], 0);
         };
-        // Up to 3.11 the chain has no mark of its end.
-        let expected = match minor {
-            ..=11 => Outcome::Complete,
-            _ => Outcome::TruncatedEntry,
-        };
+        let (recording, _, chain) = whole(minor);
+        let mut generators = 0;
         each_frame(minor, cut, |walk, whole, place| {
+            // Up to 3.11 the chain has no mark of its end, but no chain begins with a generator.
+            let in_generator = minor == 11 && owner(&recording, &chain[place]) == 1;
+            generators += u32::from(in_generator);
+            let expected = match minor {
+                ..=11 if !in_generator => Outcome::Complete,
+                _ => Outcome::TruncatedEntry,
+            };
             assert_eq!(outcome(walk), expected, "3.{minor} frame {place}");
             assert_eq!(frames(walk), &whole[..=place], "3.{minor} frame {place}");
         });
+        assert_eq!(generators > 0, minor == 11);
     }
+}
+
+/// The `owner` of a frame (3.11 and later).
+fn owner(recording: &Recording, link: &Link) -> u8 {
+    let mut byte = [0];
+    let address = link.address + u64::from(recording.layout.frame_owner);
+    assert!(profiler_ebpf::python::Memory::read(
+        &recording.memory,
+        address,
+        &mut byte
+    ));
+    byte[0]
 }
 
 #[test]

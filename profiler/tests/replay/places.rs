@@ -50,7 +50,17 @@ fn placed(recording: &Recording, addresses: &[u64]) -> (Recording, Vec<Frame>) {
 fn check(recording: &Recording, addresses: &[u64]) {
     let (placed, expected) = placed(recording, addresses);
     let walk = placed.walk_main();
-    assert_eq!(outcome(&walk), Outcome::Complete, "{addresses:x?}");
+    // On 3.11 a chain that begins with a generator is none.
+    let mut owner = [0];
+    let oldest = addresses[addresses.len() - 1] + u64::from(recording.layout.frame_owner);
+    let whole = recording.layout.version != 3 << 8 | 11
+        || placed.memory.read(oldest, &mut owner) && owner != [1];
+    let expected_outcome = if whole {
+        Outcome::Complete
+    } else {
+        Outcome::TruncatedEntry
+    };
+    assert_eq!(outcome(&walk), expected_outcome, "{addresses:x?}");
     let found = &walk.frames[..walk.sample.frames as usize];
     assert_eq!(found, expected, "{} at {addresses:x?}", recording.version);
 }

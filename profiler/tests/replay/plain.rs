@@ -19,6 +19,7 @@ pub(crate) fn plain(recording: &Recording, newest: u64) -> (Outcome, Vec<Frame>)
         return (Outcome::NoFrames, frames);
     }
     let mut at_entry = false;
+    let mut in_generator = false;
     let mut address = newest;
     let fault = |frames: Vec<Frame>, newest, caller| match frames.len() {
         0 => (newest, frames),
@@ -26,7 +27,9 @@ pub(crate) fn plain(recording: &Recording, newest: u64) -> (Outcome, Vec<Frame>)
     };
     for _ in 0..MAX_STEPS {
         if address == 0 {
-            let whole = at_entry || layout.flags & layout_flags::ENDS_AT_ENTRY == 0;
+            let torn = layout.flags & layout_flags::TORN_CALLS != 0;
+            let whole = at_entry
+                || layout.flags & layout_flags::ENDS_AT_ENTRY == 0 && !(torn && in_generator);
             return match (whole, frames.len()) {
                 (false, _) => (Outcome::TruncatedEntry, frames),
                 (true, 0) => (Outcome::NoFrames, frames),
@@ -49,6 +52,7 @@ pub(crate) fn plain(recording: &Recording, newest: u64) -> (Outcome, Vec<Frame>)
         };
         address = word(layout.frame_previous);
         at_entry = (3..=4).contains(&owner) && layout.flags & layout_flags::ENTRY_FRAMES != 0;
+        in_generator = owner == 1;
         if at_entry {
             continue;
         }

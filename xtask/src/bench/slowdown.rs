@@ -124,7 +124,8 @@ fn table(found: &Slowdowns) -> Table {
         "Median ± its standard error. Each figure compares the time of a unit of work with that in \
          the bare blocks before and after it, by the quicker half of the units of each block, in \
          one process that is held to one CPU; \"nothing\" is a bare block between bare blocks, \
-         which is to say noise. perf is `perf record -g -p`.",
+         which is to say noise. Where an error exceeds the mark, \"ok\" only says that nothing \
+         larger was seen. perf is `perf record -g -p`.",
     );
     table
 }

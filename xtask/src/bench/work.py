@@ -91,4 +91,8 @@ def each_its_own(between, leaf):
 sys.setrecursionlimit(DEPTH + 200)
 LEAF = {"block": blocks, "busy": busy, "sleep": sleep}[MODE]
 # The module and the leaf are frames, too.
-(ten if SHAPE == "ten" else each_its_own)(DEPTH - 2, LEAF)()
+try:
+    (ten if SHAPE == "ten" else each_its_own)(DEPTH - 2, LEAF)()
+except (BrokenPipeError, KeyboardInterrupt):
+    # Nobody listens any more. No flush at exit either: it would fail again, and say so.
+    os._exit(1)

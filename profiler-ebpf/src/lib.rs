@@ -129,7 +129,8 @@ pub enum Outcome {
     TruncatedFrame = 2,
     /// A caller's frame did not lead to a code object.
     TruncatedCode = 3,
-    /// The chain ended before the frame that enters the interpreter.
+    /// The chain ended before the frame that enters the interpreter (from 3.12), or with a
+    /// generator (3.11), which no chain begins with.
     TruncatedEntry = 4,
     /// The thread state was found but could not be read.
     UnreadableThread = 5,

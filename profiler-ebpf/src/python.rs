@@ -1,5 +1,5 @@
 //! The walk over a thread's Python frames: from its thread control block to the list of (code
-//! object, instruction, identity), newest first, and an [`Outcome`]. It names nothing.
+//! object, instruction, identity), newest first, its hash, and an [`Outcome`]. It names nothing.
 //!
 //! Generic over [`Memory`], so that the same code runs in the kernel, against a live process and
 //! against recorded memory. [`Walk::begin`] finds the thread state, then [`Walk::step`] is called
@@ -8,18 +8,25 @@
 //! from step to step, and each index is masked right where it is used.
 
 mod bytes;
+mod capture;
 mod identity;
 mod thread;
+mod torn;
 
 use bytemuck::Zeroable;
 
-use crate::{Chain, Frame, Layout, MAX_FRAMES, Outcome, Sample, Target, layout_flags};
+use crate::{
+    Chain, Frame, Layout, MAX_FRAMES, NO_INSTRUCTION, Outcome, RecordKind, Sample, Stack, Target,
+    layout_flags,
+};
 
 use bytes::{byte, half, read_word, word};
+pub use capture::{Capture, code_hash};
 pub use identity::{CODE_SPAN_MAX, CodeFault, identity};
 use identity::{Identities, mix};
 pub use thread::THREAD_SPAN_MAX;
 use thread::ThreadState;
+use torn::Mended;
 
 /// Most bytes of a frame that are read at once.
 pub const FRAME_SPAN_MAX: usize = 128;
@@ -36,6 +43,11 @@ const ENTRY: u32 = 3;
 /// A frame at most this far below the last one is taken to lie in the data stack as that one does;
 /// any other lies alone: in a generator's object, or on the C stack.
 const NEAR: u64 = 1 << 16;
+
+#[inline(always)]
+fn not_zero(hash: u64) -> u64 {
+    if hash == 0 { 1 } else { hash }
+}
 
 /// A process's memory, wherever it is read from.
 pub trait Memory {
@@ -54,18 +66,28 @@ pub struct Walk {
     window_high: u64,
     /// The last frame that was read alone: the data stack may go on below it, in another chunk.
     alone: u64,
+    /// The thread state, and its newest frame.
+    thread_state: u64,
+    newest: u64,
+    /// While the newest frame's caller is looked for: the end of the data stack, and the size of
+    /// frame that is tried next; 0 otherwise.
+    stack_top: u64,
+    words: u32,
     /// The `owner` of the last frame; 3 stands for 4, too.
     last: u32,
     /// How many kept frames had no identity.
     pub unproven: u32,
     /// Of the kept frames' code objects and identities: equal for stacks of the same functions.
-    pub digest: u64,
+    functions: u64,
+    /// Of the kept frames' identities and instructions.
+    places: u64,
     buffer: [u8; BUFFER + 8],
     thread: ThreadState,
     identities: Identities,
-    /// The sample; `frames` of it are the first `sample.frames` of [`Walk::frames`], which follow
-    /// it in memory as they do in a record.
     pub sample: Sample,
+    /// The stack, whose frames are the first `stack.frames` of [`Walk::frames`], which follow it in
+    /// memory as they do in a record.
+    pub stack: Stack,
     pub frames: [Frame; MAX_FRAMES],
 }
 
@@ -85,9 +107,11 @@ impl Walk {
         // The fields that are not reset are set before they are read, or (window_low) do no harm.
         self.window_high = 0;
         self.last = 0;
+        self.words = 0;
         self.unproven = 0;
-        self.digest = 0;
-        self.sample.frames = 0;
+        self.functions = 0;
+        self.places = 0;
+        self.stack.frames = 0;
         self.sample.gil = 0;
         // What holds if the steps run out: a chain of entry frames alone may have no end.
         self.sample.outcome = Outcome::TruncatedDepth as u8;
@@ -96,6 +120,7 @@ impl Walk {
             Ok(thread) => thread,
             Err(outcome) => return self.end(outcome),
         };
+        self.thread_state = thread;
         self.sample.gil = u8::from(self.thread.holds_gil(memory, layout, thread));
         let source = self.thread.frame(layout);
         let frame = if layout.chain == Chain::CFrame as u32 && source != 0 {
@@ -106,6 +131,7 @@ impl Walk {
         } else {
             source
         };
+        self.newest = frame;
         if frame == 0 {
             return self.end(Outcome::NoFrames);
         }
@@ -118,16 +144,25 @@ impl Walk {
     /// Takes one frame of the chain. False when the walk is over and the outcome is set.
     #[inline(always)]
     pub fn step<M: Memory>(&mut self, memory: &M, layout: &Layout, target: &Target) -> bool {
+        if self.words != 0 {
+            let mended = self.search(memory, layout, target);
+            return self.mend(mended, Outcome::TruncatedEntry);
+        }
         let address = self.next;
+        let count = self.stack.frames;
+        let torn_calls = layout.flags & layout_flags::TORN_CALLS != 0;
         if address == 0 {
-            let whole = if layout.flags & layout_flags::ENDS_AT_ENTRY != 0 {
-                self.last == ENTRY
-            } else {
-                // No chain begins with a generator. On 3.11 one that is being resumed is published
-                // before it is linked to its caller.
-                layout.flags & layout_flags::TORN_CALLS == 0 || self.last != GENERATOR
+            // A generator that is being resumed is published before it is linked to its caller.
+            if torn_calls && count == 1 && self.last == GENERATOR {
+                let mended = self.begin_search(memory, layout);
+                return self.mend(mended, Outcome::TruncatedEntry);
+            }
+            // No chain of 3.11 begins with a generator: what leads to one that rests is garbage.
+            let whole = match layout.flags & layout_flags::ENDS_AT_ENTRY {
+                0 => !torn_calls || self.last != GENERATOR,
+                _ => self.last == ENTRY,
             };
-            return self.end(match (whole, self.sample.frames) {
+            return self.end(match (whole, self.stack.frames) {
                 (true, 0) => Outcome::NoFrames,
                 (true, _) => Outcome::Complete,
                 (false, _) => Outcome::TruncatedEntry,
@@ -152,11 +187,13 @@ impl Walk {
             }
             _ => return self.end_at_frame(Outcome::UnreadableCode, Outcome::TruncatedCode),
         }
-        let count = self.sample.frames;
+        // An entry frame that is not one yet.
+        if torn_calls && count <= 1 && self.is_own_entry(layout, address) {
+            return self.end_at_frame(Outcome::UnreadableCode, Outcome::TruncatedCode);
+        }
         if count as usize >= MAX_FRAMES {
             return self.end(Outcome::TruncatedDepth);
         }
-        let torn_calls = layout.flags & layout_flags::TORN_CALLS != 0;
         let identity = match self.identities.of(memory, layout, target.code_type, code) {
             Ok(identity) => identity,
             Err(CodeFault::Unreadable) if !torn_calls => {
@@ -169,18 +206,41 @@ impl Walk {
             half(&self.buffer, at.wrapping_add(layout.frame_instruction)) as i32
         } else {
             let pointer = word(&self.buffer, at.wrapping_add(layout.frame_instruction));
-            let start = code.wrapping_add(u64::from(layout.code_bytes));
-            let distance = pointer.wrapping_sub(start) as i64;
-            i32::try_from(distance).unwrap_or(i32::MIN)
+            let start = match layout.frame_tlbc {
+                0 => Some(code.wrapping_add(u64::from(layout.code_bytes))),
+                offset => {
+                    let copy = half(&self.buffer, at.wrapping_add(offset));
+                    first_instruction(memory, layout, code, copy)
+                }
+            };
+            distance(start, pointer)
         };
         self.frames[count as usize & (MAX_FRAMES - 1)] = Frame {
             code,
             instruction,
             identity,
         };
-        self.sample.frames = count + 1;
-        self.digest = mix(self.digest ^ u64::from(identity) << 32, code);
+        self.stack.frames = count + 1;
+        let identity = u64::from(identity) << 32;
+        self.functions = mix(self.functions ^ identity, code);
+        self.places = mix(self.places, identity | u64::from(instruction as u32));
         true
+    }
+
+    /// After the last step: names the stack, for as long as the daemon's `epoch` lasts. Returns the
+    /// hash of its functions alone, which leaves out where in them the frames are.
+    #[inline(always)]
+    pub fn name(&mut self, epoch: u64, target: u32) -> u64 {
+        let functions = not_zero(mix(mix(epoch, u64::from(target)), self.functions));
+        let hash = match self.stack.frames {
+            0 => 0,
+            _ => not_zero(mix(functions, self.places)),
+        };
+        self.stack.kind = RecordKind::Stack as u32;
+        self.stack.target = target;
+        self.stack.hash = hash;
+        self.sample.stack = hash;
+        functions
     }
 
     #[inline(always)]
@@ -192,12 +252,27 @@ impl Walk {
     /// Ends at a frame that is no good: `newest` if it would have been the first.
     #[inline(always)]
     fn end_at_frame(&mut self, newest: Outcome, caller: Outcome) -> bool {
-        let outcome = if self.sample.frames == 0 {
+        let outcome = if self.stack.frames == 0 {
             newest
         } else {
             caller
         };
         self.end(outcome)
+    }
+
+    /// Goes on where a torn chain was mended; ends with `outcome` where it was not.
+    #[inline(always)]
+    fn mend(&mut self, mended: Mended, outcome: Outcome) -> bool {
+        match mended {
+            Mended::Caller(caller) => {
+                self.next = caller;
+                self.alone = caller;
+                self.words = 0;
+                true
+            }
+            Mended::Searching => true,
+            Mended::No => self.end(outcome),
+        }
     }
 
     /// Where in `buffer` the frame at `address` begins (less `frame_start`), reading it if needed.
@@ -234,4 +309,25 @@ impl Walk {
             )
             .then(|| (WINDOW as u32).wrapping_sub(start))
     }
+}
+
+/// Where the code begins that a frame with this `tlbc_index` runs: 0 is the code object's own, else
+/// it is a copy for one thread (`_PyCodeArray` of Include/cpython/code.h: a size, then pointers).
+#[inline(always)]
+fn first_instruction<M: Memory>(memory: &M, layout: &Layout, code: u64, copy: u32) -> Option<u64> {
+    if copy == 0 {
+        return Some(code.wrapping_add(u64::from(layout.code_bytes)));
+    }
+    let copies = read_word(memory, code.wrapping_add(u64::from(layout.code_tlbc)))?;
+    read_word(memory, copies.wrapping_add(8 + 8 * u64::from(copy)))
+}
+
+/// [`Frame::instruction`] from 3.11 on.
+#[inline(always)]
+fn distance(start: Option<u64>, pointer: u64) -> i32 {
+    let Some(start) = start else {
+        return NO_INSTRUCTION;
+    };
+    let distance = pointer.wrapping_sub(start) as i64;
+    i32::try_from(distance).unwrap_or(NO_INSTRUCTION)
 }

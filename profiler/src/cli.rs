@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::{
+    bpf::{RING_LARGEST, RING_SMALLEST, Steps},
     output::Format,
     profile::{LineShape, Shape},
 };
@@ -25,11 +26,25 @@ pub struct Cli {
 pub enum Command {
     /// Sample Python processes and write a profile
     Record(Box<RecordArgs>),
+    /// Tell what this machine, this user and single processes have and lack for profiling
+    Doctor(DoctorArgs),
     /// Print a script that completes pyebpf's command line
     Completions {
         /// Whose script
         shell: Shell,
     },
+}
+
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Look at this process, too: its Python and what its threads do; may be given several times
+    #[arg(short, long = "pid", value_name = "PID",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub pids: Vec<u32>,
+
+    /// Print the same as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -88,9 +103,24 @@ pub struct RecordArgs {
     #[arg(long)]
     nonblocking: bool,
 
+    /// The summary as JSON: `json` puts it on stderr in place of the text, a FILE.json gets it as
+    /// well
+    #[arg(long, value_name = "json|FILE.json", value_parser = parse_stats)]
+    stats: Option<Stats>,
+
+    /// Size of the buffer between kernel and pyebpf: bytes, or as in 512K, 64M; a power of two
+    /// [default: by rate and CPUs, 1M to 16M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_buffer)]
+    buffer: Option<u32>,
+
     /// Log rare events of the kernel program to stderr
     #[arg(long)]
     bpf_log: bool,
+
+    /// How the kernel program gets from frame to frame: `best`, `loop` as from 5.17 on, or `calls`
+    /// as before; for tests
+    #[arg(long, hide = true, default_value = "best", value_parser = parse_steps)]
+    steps: Steps,
 
     /// Start this program and profile it
     #[arg(last = true, value_name = "COMMAND")]
@@ -115,6 +145,15 @@ pub enum Limit {
     Unlimited,
 }
 
+/// Where the summary goes as JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stats {
+    /// To stderr, in place of the text.
+    Stderr,
+    /// To this file; stderr has the text.
+    File(PathBuf),
+}
+
 /// `record`'s flags, checked.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -129,7 +168,12 @@ pub struct Record {
     pub format: Format,
     pub shape: Shape,
     pub gil_only: bool,
+    /// `None`: as text alone.
+    pub stats: Option<Stats>,
+    /// Bytes of the ring buffer; `None`: as many as rate and CPUs need.
+    pub buffer: Option<u32>,
     pub bpf_log: bool,
+    pub steps: Steps,
 }
 
 impl RecordArgs {
@@ -174,7 +218,10 @@ impl RecordArgs {
                 processes: true,
             },
             gil_only: self.gil,
+            stats: self.stats,
+            buffer: self.buffer,
             bpf_log: self.bpf_log,
+            steps: self.steps,
         })
     }
 }
@@ -198,6 +245,50 @@ fn parse_duration(text: &str) -> Result<Limit> {
     Ok(Limit::For(duration))
 }
 
+/// `json`, or a file that is named like one.
+fn parse_stats(text: &str) -> Result<Stats> {
+    let path = PathBuf::from(text);
+    if text == "json" {
+        Ok(Stats::Stderr)
+    } else if path.extension().is_some_and(|end| end == "json") {
+        Ok(Stats::File(path))
+    } else {
+        bail!("the summary goes to stderr (`--stats json`) or to a file whose name ends in .json")
+    }
+}
+
+fn parse_steps(text: &str) -> Result<Steps> {
+    match text {
+        "best" => Ok(Steps::Best),
+        "loop" => Ok(Steps::Loop),
+        "calls" => Ok(Steps::Calls),
+        _ => bail!("the kernel program steps by `loop` or by `calls`, or as is `best`"),
+    }
+}
+
+/// A number of bytes, or of KiB, MiB or GiB with the unit's first letter.
+fn parse_buffer(text: &str) -> Result<u32> {
+    let (number, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let bytes = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .with_context(|| format!("{text} is not a size: give bytes, or as in 512K, 64M"))?;
+    if !(RING_SMALLEST..=RING_LARGEST).contains(&bytes) || !bytes.is_power_of_two() {
+        bail!(
+            "the buffer is a power of two from {}K to {}G",
+            RING_SMALLEST >> 10,
+            RING_LARGEST >> 30
+        );
+    }
+    Ok(u32::try_from(bytes).expect("the largest fits"))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory as _, error::ErrorKind};
@@ -208,7 +299,7 @@ mod tests {
         let cli = Cli::try_parse_from(args.split(' '))?;
         match cli.command {
             Command::Record(args) => args.check(),
-            Command::Completions { .. } => bail!("not record"),
+            Command::Completions { .. } | Command::Doctor(_) => bail!("not record"),
         }
     }
 
@@ -261,6 +352,44 @@ mod tests {
         assert_eq!(format("pyebpf record -o -"), Format::Flamegraph);
         let error = parse("pyebpf record -o a.doc").unwrap_err().to_string();
         assert!(error.contains("a.doc"), "{error}");
+    }
+
+    #[test]
+    fn statistics_go_to_stderr_or_to_a_file() {
+        let stats = |text: &str| parse(&format!("pyebpf record --stats {text}"));
+        assert_eq!(stats("json").unwrap().stats, Some(Stats::Stderr));
+        let file = Some(Stats::File(PathBuf::from("a/b.json")));
+        assert_eq!(stats("a/b.json").unwrap().stats, file);
+        for bad in ["text", "b.txt", "-"] {
+            let error = stats(bad).unwrap_err().to_string();
+            assert!(error.contains("--stats json"), "{error}");
+        }
+    }
+
+    #[test]
+    fn buffers_are_powers_of_two_within_bounds() {
+        for (text, bytes) in [
+            ("65536", 1 << 16),
+            ("64K", 1 << 16),
+            ("2m", 2 << 20),
+            ("2G", 1 << 31),
+        ] {
+            assert_eq!(parse_buffer(text).unwrap(), bytes, "{text}");
+        }
+        for bad in [
+            "",
+            "K",
+            "0",
+            "32K",
+            "65K",
+            "4G",
+            "-1",
+            "1T",
+            "99999999999G",
+            "é",
+        ] {
+            assert!(parse_buffer(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

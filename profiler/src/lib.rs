@@ -42,5 +42,12 @@ pub mod tally;
 
 pub mod progress;
 
+// The parsers of foreign bytes, for fuzzers.
+#[doc(hidden)]
+pub mod fuzz;
+
+// What a person asks when it does not work, or before.
+pub mod doctor;
+
 // A file per verb, which puts the rooms together.
 pub mod commands;

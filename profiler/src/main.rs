@@ -18,6 +18,7 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         },
+        Command::Doctor(args) => commands::doctor::run(&args),
         Command::Completions { shell } => {
             commands::completions::run(shell).map(|()| ExitCode::SUCCESS)
         }

@@ -1,41 +1,61 @@
 //! What this machine and this process must have before the kernel program can be loaded, and for
-//! each thing that is missing the command that mends it.
+//! each thing that is missing the command that mends it. `record` stops at the first, `doctor` shows
+//! them all.
 
 use std::{ffi::CStr, fs, path::Path};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::bpf;
 
-/// First kernel with `bpf_loop`.
-const KERNEL_MIN: (u32, u32) = (5, 17);
+/// The oldest kernel that this was tried on. What it needs of one came with 5.8 (ring buffers,
+/// CAP_BPF) and 5.10 (tail calls out of programs with functions).
+const KERNEL_MIN: (u32, u32) = (5, 10);
 /// Upper bound of sampling rates that the administrator allows.
 const MAX_RATE: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
 /// Inode of the initial PID namespace: `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Capabilities by bit number: include/uapi/linux/capability.h.
-const CAPABILITIES: [(u32, &str); 3] =
+pub const CAPABILITIES: [(u32, &str); 3] =
     [(39, "CAP_BPF"), (38, "CAP_PERFMON"), (19, "CAP_SYS_PTRACE")];
 const CAP_SYS_ADMIN: u32 = 21;
 
 /// What the checks look at.
 #[derive(Clone, Debug)]
-struct Facts {
+pub struct Facts {
     /// As `uname -r` prints it.
-    release: String,
+    pub release: String,
     /// Bit set of effective capabilities.
-    capabilities: u64,
-    user: u32,
-    has_btf: bool,
-    pid_namespace: String,
+    pub capabilities: u64,
+    /// The effective user.
+    pub user: u32,
+    pub has_btf: bool,
+    pub pid_namespace: String,
 }
+
+/// Something that is needed and not there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{seen}: {mend}")]
+pub struct Missing {
+    /// What fails, with the value that was seen.
+    pub seen: String,
+    /// What to do, with the command.
+    pub mend: String,
+}
+
+/// The result of one check.
+pub type Checked = Result<(), Missing>;
 
 /// Checks the machine and this process.
 ///
 /// # Errors
 /// The first thing that is missing, with what was seen and the command that mends it.
 pub fn check() -> Result<()> {
-    Facts::gather()?.check()
+    let facts = Facts::gather()?;
+    facts
+        .checks()
+        .into_iter()
+        .try_for_each(|(_, check)| Ok(check?))
 }
 
 /// Checks a sampling rate in hertz against the kernel's limit.
@@ -43,27 +63,45 @@ pub fn check() -> Result<()> {
 /// # Errors
 /// When the rate is above it.
 pub fn check_rate(rate: u32) -> Result<()> {
-    let text = fs::read_to_string(MAX_RATE).with_context(|| format!("cannot read {MAX_RATE}"))?;
-    let limit = text
-        .trim()
-        .parse()
-        .with_context(|| format!("in {MAX_RATE}"))?;
-    within_limit(rate, limit)
+    Ok(within_limit(rate, rate_limit()?)?)
 }
 
-fn within_limit(rate: u32, limit: u32) -> Result<()> {
-    if rate > limit {
-        bail!(
-            "a rate of {rate} Hz is above the kernel's limit of {limit} Hz \
-             (perf_event_max_sample_rate): ask for less with `--rate {limit}`, or raise the limit \
-             with `sudo sysctl kernel.perf_event_max_sample_rate={rate}`"
-        );
+/// The highest sampling rate in hertz that the kernel takes.
+///
+/// # Errors
+/// When it does not say.
+pub fn rate_limit() -> Result<u32> {
+    let text = fs::read_to_string(MAX_RATE).with_context(|| format!("cannot read {MAX_RATE}"))?;
+    let limit = text.trim().parse();
+    limit.with_context(|| format!("in {MAX_RATE}"))
+}
+
+/// Whether a rate is within the limit.
+///
+/// # Errors
+/// When it is not.
+pub fn within_limit(rate: u32, limit: u32) -> Checked {
+    if rate <= limit {
+        return Ok(());
     }
-    Ok(())
+    Err(Missing {
+        seen: format!(
+            "a rate of {rate} Hz is above the kernel's limit of {limit} Hz \
+             (perf_event_max_sample_rate)"
+        ),
+        mend: format!(
+            "ask for less with `--rate {limit}`, or raise the limit with `sudo sysctl \
+             kernel.perf_event_max_sample_rate={rate}`"
+        ),
+    })
 }
 
 impl Facts {
-    fn gather() -> Result<Facts> {
+    /// Looks at this machine and this process.
+    ///
+    /// # Errors
+    /// When `/proc` does not tell what it does on every Linux.
+    pub fn gather() -> Result<Facts> {
         let status = fs::read_to_string("/proc/self/status").context(
             "cannot read /proc/self/status; is /proc mounted? `mount -t proc proc /proc`",
         )?;
@@ -84,64 +122,97 @@ impl Facts {
         })
     }
 
-    fn check(&self) -> Result<()> {
-        self.check_capabilities()?;
-        self.check_kernel()?;
-        if !self.has_btf {
-            bail!(
-                "the kernel {} does not show its type information ({} is missing): pyebpf needs a \
-                 kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of Debian 12, Ubuntu 20.10, \
-                 Fedora 31 and RHEL 8.2 and later are: check with `grep BTF /boot/config-$(uname -r)`",
-                self.release,
-                bpf::KERNEL_BTF
-            );
-        }
-        if self.pid_namespace != INITIAL_PID_NAMESPACE {
-            bail!(
-                "pyebpf runs in a PID namespace of its own ({}), where process ids mean something \
-                 else than to the kernel: run it on the host, or in a container with the host's \
-                 (`docker run --pid=host`, `hostPID: true`)",
-                self.pid_namespace
-            );
-        }
-        Ok(())
+    /// Every check by its name, in the order in which they are best mended.
+    pub fn checks(&self) -> [(&'static str, Checked); 4] {
+        [
+            ("privileges", self.check_capabilities()),
+            ("kernel", self.check_kernel()),
+            ("btf", self.check_btf()),
+            ("pid_namespace", self.check_pid_namespace()),
+        ]
     }
 
-    fn check_capabilities(&self) -> Result<()> {
-        let has = |bit: u32| self.capabilities >> bit & 1 != 0;
+    /// Whether it has the capability with this number.
+    pub fn has(&self, capability: u32) -> bool {
+        self.capabilities >> capability & 1 != 0
+    }
+
+    fn check_btf(&self) -> Checked {
+        if self.has_btf {
+            return Ok(());
+        }
+        Err(Missing {
+            seen: format!(
+                "the kernel {} does not show its type information ({} is missing)",
+                self.release,
+                bpf::KERNEL_BTF
+            ),
+            mend:
+                "pyebpf needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of Debian 12, \
+                   Ubuntu 20.10, Fedora 31 and RHEL 8.2 and later are: check with `grep BTF \
+                   /boot/config-$(uname -r)`"
+                    .to_owned(),
+        })
+    }
+
+    fn check_pid_namespace(&self) -> Checked {
+        if self.pid_namespace == INITIAL_PID_NAMESPACE {
+            return Ok(());
+        }
+        Err(Missing {
+            seen: format!(
+                "pyebpf runs in a PID namespace of its own ({}), where process ids mean something \
+                 else than to the kernel",
+                self.pid_namespace
+            ),
+            mend:
+                "run it on the host, or in a container with the host's (`docker run --pid=host`, \
+                   `hostPID: true`)"
+                    .to_owned(),
+        })
+    }
+
+    fn check_capabilities(&self) -> Checked {
         let missing: Vec<&str> = CAPABILITIES
             .iter()
             // CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON, not CAP_SYS_PTRACE.
-            .filter(|&&(bit, _)| !(has(bit) || bit != 19 && has(CAP_SYS_ADMIN)))
+            .filter(|&&(bit, _)| !(self.has(bit) || bit != 19 && self.has(CAP_SYS_ADMIN)))
             .map(|&(_, name)| name)
             .collect();
         if missing.is_empty() {
             return Ok(());
         }
-        bail!(
-            "pyebpf needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE; user {} lacks {}: run \
-             `sudo pyebpf …`",
-            self.user,
-            missing.join(", ")
-        )
+        Err(Missing {
+            seen: format!(
+                "pyebpf needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE; user {} lacks {}",
+                self.user,
+                missing.join(", ")
+            ),
+            mend: "run `sudo pyebpf …`".to_owned(),
+        })
     }
 
-    fn check_kernel(&self) -> Result<()> {
+    fn check_kernel(&self) -> Checked {
+        let (need_major, need_minor) = KERNEL_MIN;
         let mut numbers = self.release.split(|c: char| !c.is_ascii_digit());
         let mut number = || numbers.next().and_then(|text| text.parse::<u32>().ok());
         let (Some(major), Some(minor)) = (number(), number()) else {
-            bail!("cannot tell the kernel's version from {:?}", self.release);
+            return Err(Missing {
+                seen: format!("cannot tell the kernel's version from {:?}", self.release),
+                mend: format!("pyebpf needs {need_major}.{need_minor} or later: see `uname -r`"),
+            });
         };
-        if (major, minor) < KERNEL_MIN {
-            let (need_major, need_minor) = KERNEL_MIN;
-            bail!(
-                "the kernel {} is too old: pyebpf needs {need_major}.{need_minor} or later \
-                 (bpf_loop); on Debian 11 `sudo apt install -t bullseye-backports \
-                 linux-image-amd64` gives one",
-                self.release
-            );
+        if (major, minor) >= KERNEL_MIN {
+            return Ok(());
         }
-        Ok(())
+        Err(Missing {
+            seen: format!("the kernel {} is too old", self.release),
+            mend: format!(
+                "pyebpf needs {need_major}.{need_minor} or later; Debian 11, Ubuntu 22.04, RHEL 9 \
+                 and what came after them have one, and on Amazon Linux 2 `sudo \
+                 amazon-linux-extras install kernel-5.10` gives one"
+            ),
+        })
     }
 }
 
@@ -170,18 +241,22 @@ mod tests {
         }
     }
 
+    fn check(facts: &Facts) -> Checked {
+        facts.checks().into_iter().try_for_each(|(_, check)| check)
+    }
+
     fn refusal(facts: &Facts) -> String {
-        facts.check().unwrap_err().to_string()
+        check(facts).unwrap_err().to_string()
     }
 
     #[test]
     fn a_usual_machine_passes() {
-        good().check().unwrap();
+        check(&good()).unwrap();
         let mut facts = good();
         facts.capabilities = 1 << 39 | 1 << 38 | 1 << 19;
-        facts.check().unwrap();
+        check(&facts).unwrap();
         facts.capabilities = 1 << CAP_SYS_ADMIN | 1 << 19;
-        facts.check().unwrap();
+        check(&facts).unwrap();
     }
 
     #[test]
@@ -199,16 +274,21 @@ mod tests {
 
     #[test]
     fn old_kernels_are_refused_with_their_version() {
-        for release in ["5.10.0-32-amd64", "5.16.20", "4.19.0"] {
+        for release in ["5.9.16", "5.8.0-63-generic", "4.19.0"] {
             let mut facts = good();
             facts.release = release.to_owned();
             let text = refusal(&facts);
-            assert!(text.contains(release) && text.contains("5.17"), "{text}");
+            assert!(text.contains(release) && text.contains("5.10"), "{text}");
         }
-        for release in ["5.17.0", "6.18.44-fc", "7.0.1"] {
+        for release in [
+            "5.10.0-32-amd64",
+            "5.15.0-91-generic",
+            "6.18.44-fc",
+            "7.0.1",
+        ] {
             let mut facts = good();
             facts.release = release.to_owned();
-            facts.check().unwrap();
+            check(&facts).unwrap();
         }
     }
 

@@ -56,6 +56,8 @@ pub struct Profile {
     /// For how many samples the timeline has room.
     moments_left: usize,
     untimed: u64,
+    /// See [`Profile::set_counters`].
+    counters: Vec<(&'static str, u64)>,
 }
 
 impl Profile {
@@ -76,6 +78,7 @@ impl Profile {
             timeline: timeline.then(Vec::new),
             moments_left: MAX_MOMENTS,
             untimed: 0,
+            counters: Vec::new(),
         };
         let empty = profile.marker(EMPTY_STACK);
         profile.stack([empty]);
@@ -204,6 +207,17 @@ impl Profile {
                 weight,
             });
         }
+    }
+
+    /// How the samples of this recording ended and what became of those that it lacks, by names that
+    /// programs know. For outputs that have room for such a thing.
+    pub fn set_counters(&mut self, counters: Vec<(&'static str, u64)>) {
+        self.counters = counters;
+    }
+
+    /// What [`set_counters`](Self::set_counters) was given.
+    pub fn counters(&self) -> &[(&'static str, u64)] {
+        &self.counters
     }
 
     /// What the recording was.

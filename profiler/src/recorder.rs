@@ -1,18 +1,24 @@
 //! A sample into the profile: whose it is, what its frames are called, how it is counted.
 
+use std::time::Instant;
+
+use profiler_ebpf::{Frame, Outcome, Sample};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     cpython::threads,
     profile::{FrameId, ProcessId, Profile, ThreadId},
-    sample::{self, Stack},
-    symbolize::Symbols,
+    sample::{self, Captured},
+    symbolize::{Naming, Symbols},
     tally::{Shown, Tally, shown},
     target::{Incarnation, Targets},
 };
 
 /// Most threads that a profile tells apart; those of a process that come later are one.
 const THREADS_MAX: usize = 1 << 16;
+
+/// Most samples that wait for names.
+const WAITING_MAX: usize = 4096;
 
 /// A profile in the making.
 pub struct Recorder {
@@ -28,6 +34,8 @@ pub struct Recorder {
     threads_made: usize,
     /// Incarnations with threads that have come since Python's names were read.
     nameless: FxHashSet<u32>,
+    /// Samples with frames that have no name, yet.
+    waiting: Vec<(Sample, Outcome)>,
     /// Working memory: a stack, newest frame first.
     frames: Vec<FrameId>,
 }
@@ -44,19 +52,78 @@ impl Recorder {
             threads: FxHashMap::default(),
             threads_made: 0,
             nameless: FxHashSet::default(),
+            waiting: Vec::new(),
             frames: Vec::new(),
         }
     }
 
-    /// Takes one sample of one of `targets`.
-    pub fn take(&mut self, targets: &Targets, stack: &Stack) {
-        let sample = &stack.sample;
+    /// Takes in the frames of samples that are to come.
+    pub fn take_stack(&mut self, targets: &Targets, id: u32, hash: u64, frames: Box<[Frame]>) {
+        // Of a process that is forgotten samples are not shown either: they are counted.
+        if let Some(target) = targets.get(id) {
+            let process = (target.pid, &*target.interpreter);
+            self.symbols.take_stack(id, process, hash, frames);
+        }
+    }
+
+    /// Takes in what the kernel copied of a code object.
+    pub fn take_code(&mut self, targets: &Targets, code: Captured) {
+        if let Some(target) = targets.get(code.target) {
+            let process = (target.pid, &*target.interpreter);
+            self.symbols.take_code(process, code);
+        }
+    }
+
+    /// Takes one sample of one of `targets`. If it has frames without a name it waits for the end of
+    /// the ring buffer.
+    pub fn take(&mut self, targets: &Targets, sample: &Sample, outcome: Outcome) {
+        let wait = self.waiting.len() < WAITING_MAX;
+        self.take_or_wait(targets, sample, outcome, wait);
+    }
+
+    /// The ring buffer has been read to its end, which began at `start`.
+    pub fn drained(&mut self, targets: &Targets, start: Instant) {
+        self.take_waiting(targets);
+        self.symbols.drained(start);
+    }
+
+    /// Takes the samples that wait for names as they are.
+    pub fn take_waiting(&mut self, targets: &Targets) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for (sample, outcome) in waiting.drain(..) {
+            self.take_or_wait(targets, &sample, outcome, false);
+        }
+        self.waiting = waiting;
+    }
+
+    fn take_or_wait(&mut self, targets: &Targets, sample: &Sample, outcome: Outcome, wait: bool) {
         let Some(target) = targets.get(sample.target) else {
             self.tally.forgotten += 1;
             return;
         };
-        self.tally.outcomes[stack.outcome as usize] += 1;
-        let marker = match shown(stack.outcome) {
+        self.frames.clear();
+        let process = (target.pid, &*target.interpreter);
+        let naming = match sample.stack {
+            0 => Naming::Named,
+            hash => self.symbols.name(
+                sample.target,
+                process,
+                &mut self.profile,
+                hash,
+                wait,
+                &mut self.frames,
+            ),
+        };
+        match naming {
+            Naming::Named => {}
+            Naming::Wait => return self.waiting.push((*sample, outcome)),
+            Naming::NoStack => {
+                self.tally.without_stack += 1;
+                return;
+            }
+        }
+        self.tally.outcomes[outcome as usize] += 1;
+        let marker = match shown(outcome) {
             Shown::Whole => None,
             Shown::Marked(label) => Some(self.profile.marker(label)),
             Shown::Not(_) => return,
@@ -65,19 +132,12 @@ impl Recorder {
             self.tally.without_gil += 1;
             return;
         }
-        self.frames.clear();
-        self.symbols.name(
-            sample.target,
-            (target.pid, &target.interpreter),
-            &mut self.profile,
-            &stack.frames,
-            &mut self.frames,
-        );
         self.frames.extend(marker);
         let id = self.profile.stack(self.frames.iter().rev().copied());
         let comm = || sample::comm(sample);
         let thread = self.thread(target, sample.target, sample.tid, comm);
-        self.profile.record(sample.time, thread, id, sample.weight);
+        self.profile
+            .record(sample.time, thread, id, sample.weight.into());
     }
 
     /// Gives new threads the names that Python has for them.
@@ -125,11 +185,63 @@ impl Recorder {
         let process = *self
             .processes
             .entry(id)
-            .or_insert_with(|| profile.add_process(target.pid, target.command_line.clone()));
+            .or_insert_with(|| profile.add_process(target.pid, target.about.command_line.clone()));
         let thread = profile.add_thread(process, tid, comm);
         self.threads_made += 1;
         self.threads.insert((id, tid), thread);
         self.nameless.insert(id);
         thread
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use bytemuck::Zeroable as _;
+    use profiler_ebpf::Target;
+
+    use super::*;
+    use crate::{
+        cpython::{self, Interpreter, Version},
+        profile::{Meta, Shape},
+    };
+
+    #[test]
+    fn a_sample_whose_stack_is_nowhere_is_counted_and_not_shown() {
+        let interpreter = Interpreter {
+            checked: true,
+            version: Version {
+                major: 3,
+                minor: 12,
+                micro: 1,
+            },
+            layout: cpython::layout(12).unwrap(),
+            target: Target::default(),
+        };
+        let targets = Targets::of_one(5, std::process::id(), interpreter);
+        let meta = Meta {
+            started: SystemTime::UNIX_EPOCH,
+            rate: 99,
+            command: String::new(),
+            duration: Duration::ZERO,
+        };
+        let mut recorder = Recorder::new(Profile::new(meta, Shape::default(), false), false);
+        let frames: Box<[Frame]> = [Frame::default()].into();
+        recorder.take_stack(&targets, 5, 77, frames.clone());
+        // That of a target that nobody knows is nobody's.
+        recorder.take_stack(&targets, 6, 78, frames);
+        let mut sample = Sample::zeroed();
+        for (target, stack) in [(5, 77), (5, 78), (6, 78), (5, 0)] {
+            (sample.target, sample.stack) = (target, stack);
+            recorder.take(&targets, &sample, Outcome::Complete);
+        }
+        assert_eq!(recorder.profile.total().samples, 1);
+        // The frame has no name, which may yet come.
+        recorder.take_waiting(&targets);
+        let Recorder { tally, profile, .. } = &recorder;
+        assert_eq!((tally.without_stack, tally.forgotten), (1, 1));
+        assert_eq!(tally.outcomes.iter().sum::<u64>(), 2);
+        assert_eq!(profile.total().samples, 2);
     }
 }

@@ -1,58 +1,77 @@
 //! Bytes of the ring buffer to typed records: the kernel's numbers checked, nothing named yet.
 
-use profiler_ebpf::{Frame, MAX_FRAMES, Outcome, Process, ProcessEvent, RecordKind, Sample};
+mod captured;
+
+use bytemuck::AnyBitPattern;
+use profiler_ebpf::{
+    Code, Frame, MAX_FRAMES, Outcome, Process, ProcessEvent, RecordKind, Sample, Stack,
+};
+
+pub use captured::Captured;
 
 /// One record of the kernel program.
 #[derive(Debug)]
 pub enum Record {
-    Sample(Box<Stack>),
-    Process {
-        event: ProcessEvent,
-        pid: u32,
-        /// What the contract says of it for this event.
-        detail: u32,
+    Sample {
+        sample: Sample,
+        outcome: Outcome,
     },
-}
-
-/// A sample with its frames, newest first.
-#[derive(Debug)]
-pub struct Stack {
-    pub sample: Sample,
-    pub outcome: Outcome,
-    pub frames: Vec<Frame>,
+    /// The frames of samples that are to come, newest first.
+    Stack {
+        target: u32,
+        hash: u64,
+        frames: Box<[Frame]>,
+    },
+    Code(Captured),
+    Process(ProcessEvent, Process),
 }
 
 /// Reads one record; `None` if it is not one of this contract's (which is a fault of ours, or of
 /// the kernel's: the caller counts it).
 pub fn decode(bytes: &[u8]) -> Option<Record> {
-    let kind = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
+    let (kind, _) = split::<u32>(bytes)?;
     if kind == RecordKind::Sample as u32 {
-        let (head, rest) = bytes.split_at_checked(size_of::<Sample>())?;
-        let sample: Sample = bytemuck::pod_read_unaligned(head);
-        let count = usize::try_from(sample.frames).ok()?;
-        if count > MAX_FRAMES || rest.len() < count * size_of::<Frame>() {
-            return None;
-        }
-        let frames = rest
-            .chunks_exact(size_of::<Frame>())
-            .take(count)
-            .map(bytemuck::pod_read_unaligned)
-            .collect();
-        Some(Record::Sample(Box::new(Stack {
+        let (sample, _) = split::<Sample>(bytes)?;
+        Some(Record::Sample {
             outcome: Outcome::from_number(sample.outcome)?,
             sample,
-            frames,
-        })))
-    } else if kind == RecordKind::Process as u32 {
-        let record: Process = bytemuck::pod_read_unaligned(bytes.get(..size_of::<Process>())?);
-        Some(Record::Process {
-            event: ProcessEvent::from_number(record.event)?,
-            pid: record.pid,
-            detail: record.detail,
         })
+    } else if kind == RecordKind::Stack as u32 {
+        let (stack, rest) = split::<Stack>(bytes)?;
+        let count = usize::try_from(stack.frames).ok()?;
+        if count > MAX_FRAMES {
+            return None;
+        }
+        let frames = rest.get(..count * size_of::<Frame>())?;
+        let frames = frames.chunks_exact(size_of::<Frame>());
+        Some(Record::Stack {
+            target: stack.target,
+            hash: stack.hash,
+            frames: frames.map(bytemuck::pod_read_unaligned).collect(),
+        })
+    } else if kind == RecordKind::Code as u32 {
+        let (code, rest) = split::<Code>(bytes)?;
+        Some(Record::Code(Captured::decode(&code, rest)?))
+    } else if kind == RecordKind::Process as u32 {
+        let (record, _) = split::<Process>(bytes)?;
+        Some(Record::Process(
+            ProcessEvent::from_number(record.event)?,
+            record,
+        ))
     } else {
         None
     }
+}
+
+/// A value from the beginning of `bytes`, and what follows it.
+fn split<T: AnyBitPattern>(bytes: &[u8]) -> Option<(T, &[u8])> {
+    let (head, rest) = bytes.split_at_checked(size_of::<T>())?;
+    Some((bytemuck::pod_read_unaligned(head), rest))
+}
+
+/// Whether a record is a sample, whatever else is in it.
+pub fn is_sample(bytes: &[u8]) -> bool {
+    bytes.starts_with(&(RecordKind::Sample as u32).to_ne_bytes())
 }
 
 /// The thread's `comm` as text.
@@ -67,43 +86,114 @@ mod tests {
 
     use super::*;
 
-    fn bytes(frames: u32, outcome: u8) -> Vec<u8> {
+    fn sample(outcome: u8) -> Vec<u8> {
         let mut sample = Sample::zeroed();
         sample.kind = RecordKind::Sample as u32;
-        sample.frames = frames;
         sample.outcome = outcome;
+        sample.stack = 77;
         sample.comm[..6].copy_from_slice(b"python");
+        bytemuck::bytes_of(&sample).to_vec()
+    }
+
+    /// A stack that says it has so many frames, and has two.
+    fn stack(frames: u32) -> Vec<u8> {
+        let mut stack = Stack::zeroed();
+        stack.kind = RecordKind::Stack as u32;
+        stack.target = 5;
+        stack.hash = 77;
+        stack.frames = frames;
         let frame = Frame {
             code: 0x1000,
             instruction: -1,
             identity: 7,
         };
-        let mut bytes = bytemuck::bytes_of(&sample).to_vec();
+        let mut bytes = bytemuck::bytes_of(&stack).to_vec();
         for _ in 0..2 {
             bytes.extend_from_slice(bytemuck::bytes_of(&frame));
         }
         bytes
     }
 
+    fn process(event: u32) -> Vec<u8> {
+        let record = Process {
+            kind: RecordKind::Process as u32,
+            event,
+            pid: 9,
+            target: 8,
+            ..Process::zeroed()
+        };
+        bytemuck::bytes_of(&record).to_vec()
+    }
+
     #[test]
-    fn decodes_a_sample_with_its_frames() {
-        let Some(Record::Sample(stack)) = decode(&bytes(2, 1)) else {
+    fn decodes_a_sample() {
+        let Some(Record::Sample { sample, outcome }) = decode(&sample(1)) else {
             panic!("not a sample");
         };
-        assert_eq!(stack.outcome, Outcome::TruncatedDepth);
-        assert_eq!(stack.frames.len(), 2);
-        assert_eq!(stack.frames[1].instruction, -1);
-        assert_eq!(comm(&stack.sample), "python");
+        assert_eq!(outcome, Outcome::TruncatedDepth);
+        assert_eq!((sample.stack, comm(&sample).as_str()), (77, "python"));
+    }
+
+    #[test]
+    fn decodes_a_stack_with_its_frames() {
+        // Room is given in eights: what is behind the last frame is none of it.
+        for count in 0..=2 {
+            let Some(Record::Stack {
+                target,
+                hash,
+                frames,
+            }) = decode(&stack(count))
+            else {
+                panic!("not a stack");
+            };
+            assert_eq!((target, hash, frames.len()), (5, 77, count as usize));
+            assert!(frames.iter().all(|frame| frame.instruction == -1));
+        }
+    }
+
+    fn code() -> Vec<u8> {
+        let mut code = Code::zeroed();
+        code.kind = RecordKind::Code as u32;
+        (code.target, code.address, code.identity) = (5, 0x1000, 7);
+        code.pieces[0].length = 16;
+        let mut bytes = bytemuck::bytes_of(&code).to_vec();
+        bytes.extend([1; 16]);
+        bytes
+    }
+
+    #[test]
+    fn decodes_a_code_object() {
+        let Some(Record::Code(code)) = decode(&code()) else {
+            panic!("not a code object");
+        };
+        let found = (code.target, code.address, code.identity);
+        assert_eq!(found, (5, 0x1000, 7));
+        assert!(code.bytes() > 16);
+    }
+
+    #[test]
+    fn decodes_what_happens_to_a_process() {
+        let Some(Record::Process(event, record)) = decode(&process(4)) else {
+            panic!("not of a process");
+        };
+        assert_eq!(
+            (event, record.pid, record.target),
+            (ProcessEvent::Fork, 9, 8)
+        );
     }
 
     #[test]
     fn refuses_what_is_not_of_the_contract() {
-        assert!(decode(&bytes(3, 0)).is_none(), "more frames than bytes");
-        assert!(decode(&bytes(u32::MAX, 0)).is_none(), "absurd count");
-        assert!(decode(&bytes(2, 99)).is_none(), "unknown outcome");
-        assert!(decode(&[9, 0, 0, 0]).is_none(), "unknown kind");
-        for length in 0..bytes(2, 0).len() {
-            assert!(decode(&bytes(2, 0)[..length]).is_none(), "cut at {length}");
+        assert!(decode(&stack(3)).is_none(), "more frames than bytes");
+        assert!(decode(&stack(u32::MAX)).is_none(), "absurd count");
+        assert!(decode(&sample(99)).is_none(), "unknown outcome");
+        assert!(decode(&process(99)).is_none(), "unknown event");
+        assert!(decode(&[99, 0, 0, 0]).is_none(), "unknown kind");
+        assert!(is_sample(&sample(0)) && !is_sample(&stack(0)) && !is_sample(&[]));
+        for whole in [sample(0), stack(2), code(), process(2)] {
+            for length in 0..whole.len() {
+                assert!(decode(&whole[..length]).is_none(), "cut at {length}");
+            }
         }
     }
 }

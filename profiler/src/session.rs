@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
@@ -14,20 +15,25 @@ use tokio::{
 };
 
 use crate::{
-    bpf::Kernel,
+    bpf::{Kernel, Mapping},
     cli::Limit,
     recorder::Recorder,
     sample::{self, Record},
     signals::{Asked, Signals},
-    target::{Pid, Targets, exists},
+    target::{Pid, Targets},
 };
 
 /// How often the ring buffer is read when nobody says that there is something in it.
 const POLL: Duration = Duration::from_millis(20);
+/// The same while a program may be mapping its interpreter.
+const POLL_SOON: Duration = Duration::from_millis(5);
 /// How often the sampling periods change and what has ended is forgotten.
 const TICK: Duration = Duration::from_secs(1);
 /// For how long records are read before the loop looks at its clock and its signals again.
 const DRAIN_MAX: Duration = Duration::from_millis(50);
+
+/// For how long what is still in the ring buffer is read at the end.
+const LAST_DRAIN_MAX: Duration = Duration::from_secs(2);
 
 /// Why a recording ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +46,19 @@ pub enum End {
     TargetsGone,
     /// The command that pyebpf started has ended.
     CommandEnded,
+}
+
+impl End {
+    /// What programs call it. Names stay.
+    pub fn name(self) -> &'static str {
+        match self {
+            End::Time => "time",
+            End::Signal(Asked::Interrupt) => "interrupted",
+            End::Signal(Asked::Terminate) => "terminated",
+            End::TargetsGone => "targets_gone",
+            End::CommandEnded => "command_ended",
+        }
+    }
 }
 
 /// Which processes a recording is about, for its end.
@@ -58,6 +77,8 @@ pub struct Session {
     pub kernel: Kernel,
     pub targets: Targets,
     pub recorder: Recorder,
+    /// Working memory: mappings that were read.
+    mappings: Vec<Mapping>,
 }
 
 impl Session {
@@ -67,6 +88,7 @@ impl Session {
             kernel,
             targets: Targets::default(),
             recorder,
+            mappings: Vec::new(),
         }
     }
 
@@ -82,23 +104,25 @@ impl Session {
         signals: &mut Signals,
         mut progress: impl FnMut(&Session),
     ) -> Result<End> {
+        self.follow_epoch();
         self.kernel.start()?;
         let started = Instant::now();
-        // SAFETY: the descriptor is ours and is neither closed nor replaced before `ready` is gone.
-        let ready = unsafe {
-            AsyncFd::register_with_interest(self.kernel.records_fd()?, Interest::READABLE)
-        }
-        .context("cannot wait for the ring buffer")?;
+        let records = readable(self.kernel.records_fd()?).context(RECORDS)?;
+        let mappings = readable(self.kernel.mappings_fd()?).context(MAPPINGS)?;
         let deadline = match limit {
             Limit::For(duration) => started.checked_add(duration),
             Limit::Unlimited => None,
         };
-        let mut poll = interval(POLL);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut more = false;
+        let mut polled = started;
         let end = loop {
+            let poll = if self.targets.is_expecting() {
+                POLL_SOON
+            } else {
+                POLL
+            };
             tokio::select! {
                 biased;
                 asked = signals.next() => break End::Signal(asked),
@@ -107,31 +131,58 @@ impl Session {
                 _ = tick.tick() => {
                     self.tick();
                     if let Watched::Pids(pids) = &mut watched {
-                        pids.retain(|&pid| exists(pid));
+                        pids.retain(|&pid| self.targets.follows(pid));
                         if pids.is_empty() {
                             break End::TargetsGone;
                         }
                     }
                 }
-                _ = poll.tick() => {
-                    more = self.drain(Some(DRAIN_MAX));
+                guard = records.readable() => {
+                    guard.context(RECORDS)?.clear_ready();
+                    more = self.drain();
+                }
+                guard = mappings.readable() => {
+                    guard.context(MAPPINGS)?.clear_ready();
+                    more = self.drain();
+                }
+                () = sleep_until((polled + poll).into()) => {
+                    polled = Instant::now();
+                    more = self.drain();
                     self.kernel.flush_log();
                     progress(self);
                 }
-                guard = ready.readable() => {
-                    guard.context("cannot wait for the ring buffer")?.clear_ready();
-                    more = self.drain(Some(DRAIN_MAX));
-                }
-                () = tokio::task::yield_now(), if more => more = self.drain(Some(DRAIN_MAX)),
+                () = tokio::task::yield_now(), if more => more = self.drain(),
             }
         };
         self.kernel.stop();
-        self.drain(None);
+        self.drain_last(signals).await;
+        self.recorder.take_waiting(&self.targets);
         self.recorder.name_threads(&self.targets);
         self.take_notices();
         self.recorder.tally.not_looked = self.targets.missed();
+        self.recorder.tally.events_lost = self.targets.events_lost();
         self.recorder.profile.set_duration(started.elapsed());
         Ok(end)
+    }
+
+    /// Reads what is left, unless that takes too long or the user does not want to wait: then what
+    /// is left is counted.
+    async fn drain_last(&mut self, signals: &mut Signals) {
+        let until = Instant::now() + LAST_DRAIN_MAX;
+        while self.drain() {
+            tokio::select! {
+                biased;
+                _ = signals.next() => break,
+                () = tokio::task::yield_now() => {}
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        let unread = &mut self.recorder.tally.unread;
+        while self.kernel.next_record(&mut |bytes| {
+            *unread += u64::from(sample::is_sample(bytes));
+        }) {}
     }
 
     fn tick(&mut self) {
@@ -150,28 +201,63 @@ impl Session {
         }
     }
 
-    /// Reads what the ring buffer holds, for at most `time`; true when there may be more.
-    fn drain(&mut self, time: Option<Duration>) -> bool {
-        let until = time.map(|time| Instant::now() + time);
+    /// Reads what the kernel has told, and looks at what that makes worth a look, for a moment; true
+    /// when there may be more.
+    fn drain(&mut self) -> bool {
+        let start = Instant::now();
+        let until = start + DRAIN_MAX;
         let mut record = None;
         while self
             .kernel
             .next_record(&mut |bytes| record = sample::decode(bytes))
         {
             match record.take() {
-                Some(Record::Sample(stack)) => self.recorder.take(&self.targets, &stack),
-                Some(Record::Process { event, pid, detail }) => {
+                Some(Record::Sample { sample, outcome }) => {
                     self.targets
-                        .take_event(&mut self.kernel, event, pid, detail);
+                        .sampled(&mut self.kernel, sample.target, outcome);
+                    self.recorder.take(&self.targets, &sample, outcome);
+                }
+                Some(Record::Stack {
+                    target,
+                    hash,
+                    frames,
+                }) => self
+                    .recorder
+                    .take_stack(&self.targets, target, hash, frames),
+                Some(Record::Code(code)) => self.recorder.take_code(&self.targets, code),
+                Some(Record::Process(event, process)) => {
+                    self.targets.take_event(&mut self.kernel, event, &process);
                 }
                 None => self.recorder.tally.undecodable += 1,
             }
-            if until.is_some_and(|until| Instant::now() >= until) {
+            self.follow_epoch();
+            if Instant::now() >= until {
                 return true;
             }
         }
-        false
+        self.recorder.drained(&self.targets, start);
+        // After the records: an exec is known before what the new program maps.
+        self.kernel.read_mappings(&mut self.mappings);
+        self.targets.take_mappings(self.mappings.drain(..));
+        self.targets.look_around(&mut self.kernel)
     }
+
+    /// Tells the kernel when stacks are forgotten.
+    fn follow_epoch(&mut self) {
+        if let Some(epoch) = self.recorder.symbols.new_epoch()
+            && let Err(error) = self.kernel.set_epoch(epoch)
+        {
+            self.recorder.tally.notice(format!("{error:#}"));
+        }
+    }
+}
+
+const RECORDS: &str = "cannot wait for the ring buffer";
+const MAPPINGS: &str = "cannot wait for new mappings";
+
+fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is ours and is neither closed nor replaced before what owns it is gone.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 async fn at(deadline: Option<Instant>) {

@@ -1,5 +1,10 @@
 //! How the samples of a recording ended, every loss by name, and the summary that the user reads.
 
+mod balance;
+mod json;
+mod outcomes;
+mod share;
+
 use std::fmt::Write as _;
 
 use profiler_ebpf::{Counter, Outcome};
@@ -10,11 +15,34 @@ use crate::{
     symbolize::Symbols,
 };
 
+pub use balance::Discrepancy;
+pub use outcomes::{Shown, key, shown};
+
 /// How many of the hottest functions the summary names.
 const HOTTEST: usize = 5;
 
 /// Most notices that are kept.
 const NOTICES_MAX: usize = 100;
+
+const RING_FULL: &str = "pyebpf did not get to read its buffer in time: give it a larger one with \
+     `--buffer 64M`, more of a CPU with `nice -n -10 pyebpf …`, or take fewer samples with `--rate`";
+const READ_LATE: &str = "they were read seconds after their process had ended, on a machine that is \
+     overloaded: take fewer samples with `--rate`, or give pyebpf more of a CPU with `nice -n -10`";
+const FORGOTTEN_STACK: &str = "pyebpf had no memory left for so many different stacks: name fewer \
+     processes with `--pid`, or take fewer samples with `--rate`";
+const TARGETS_FULL: &str =
+    "more processes run than pyebpf keeps: name those of interest with `--pid`";
+const FAULT: &str = "a fault of pyebpf: please report it";
+
+/// Samples that were lost for one reason, or left out for one.
+struct Loss {
+    /// What programs call it. Names stay.
+    key: &'static str,
+    name: &'static str,
+    count: u64,
+    /// What to do about it, where each is a stack that was wanted.
+    advice: Option<&'static str>,
+}
 
 /// What was counted while samples were read.
 #[derive(Debug, Default)]
@@ -25,40 +53,21 @@ pub struct Tally {
     pub without_gil: u64,
     /// Of processes that had been forgotten already.
     pub forgotten: u64,
+    /// Their stack was not known, or no more.
+    pub without_stack: u64,
     /// Of Python processes, before they were looked at.
     pub not_looked: u64,
     /// Records that were none.
     pub undecodable: u64,
+    /// Still in the ring buffer when there was no more time.
+    pub unread: u64,
+    /// Events of processes that did not arrive, for which all processes were looked at.
+    pub events_lost: u64,
     /// What there is to say about single processes.
     notices: Vec<String>,
 }
 
 impl Tally {
-    fn of(&self, outcomes: &[Outcome]) -> u64 {
-        outcomes
-            .iter()
-            .map(|&outcome| self.outcomes[outcome as usize])
-            .sum()
-    }
-
-    /// Samples of Python code that were read, complete or not.
-    pub fn stacks(&self) -> u64 {
-        self.outcomes.iter().sum::<u64>()
-            - self.of(&[
-                Outcome::NoThreadState,
-                Outcome::NoInterpreter,
-                Outcome::NoFrames,
-            ])
-    }
-
-    /// The share of [`stacks`](Self::stacks) that are whole, in percent; 100 when there are none.
-    fn complete_percent(&self) -> f64 {
-        match self.stacks() {
-            0 => 100.0,
-            stacks => 100.0 * self.of(&[Outcome::Complete]) as f64 / stacks as f64,
-        }
-    }
-
     /// Adds something to say, once.
     pub fn notice(&mut self, text: String) {
         if self.notices.len() < NOTICES_MAX && !self.notices.contains(&text) {
@@ -66,9 +75,77 @@ impl Tally {
         }
     }
 
-    /// Every sample that is not shown whole, by name, most first. `named` says that the user named
-    /// the processes, so that samples before their interpreter was up are of interest.
-    fn losses(&self, counts: &Counts, named: bool) -> Vec<(&'static str, u64)> {
+    /// Samples that did not get far enough to be shown or to have their outcome counted. `named` says
+    /// that the user named the processes, so that samples before their interpreter was up are of
+    /// interest.
+    fn losses(&self, counts: &Counts, named: bool) -> Vec<Loss> {
+        let loss = |key, name, count, advice| Loss {
+            key,
+            name,
+            count,
+            advice,
+        };
+        vec![
+            loss("without_gil", "without the GIL", self.without_gil, None),
+            loss(
+                "forgotten",
+                "of a process that had ended",
+                self.forgotten,
+                Some(READ_LATE),
+            ),
+            loss(
+                "without_stack",
+                "lost: their stack was forgotten",
+                self.without_stack,
+                Some(FORGOTTEN_STACK),
+            ),
+            loss(
+                "undecodable",
+                "not understood",
+                self.undecodable,
+                Some(FAULT),
+            ),
+            loss(
+                "unread",
+                "lost: not read before the end",
+                self.unread,
+                Some(RING_FULL),
+            ),
+            loss(
+                "ring_full",
+                "lost: the ring buffer was full",
+                counts.counter(Counter::RingFull),
+                Some(RING_FULL),
+            ),
+            loss(
+                "targets_full",
+                "lost: too many processes",
+                counts.counter(Counter::TargetsFull),
+                Some(TARGETS_FULL),
+            ),
+            loss(
+                "not_looked",
+                "before the process was looked at",
+                match named {
+                    true => counts.counter(Counter::NotLooked),
+                    false => self.not_looked,
+                },
+                None,
+            ),
+            loss(
+                "not_python",
+                "before the interpreter was up",
+                match named {
+                    true => counts.counter(Counter::NotPython),
+                    false => 0,
+                },
+                None,
+            ),
+        ]
+    }
+
+    /// Every sample that is not shown whole, by name, most first.
+    fn named_losses(&self, counts: &Counts, named: bool) -> Vec<(&'static str, u64)> {
         let mut losses: Vec<(&'static str, u64)> = Outcome::ALL
             .into_iter()
             .filter_map(|outcome| {
@@ -80,35 +157,23 @@ impl Tally {
                 Some((name, self.outcomes[outcome as usize]))
             })
             .collect();
-        losses.extend([
-            ("without the GIL", self.without_gil),
-            ("of a process that had ended", self.forgotten),
-            ("not understood", self.undecodable),
-            (
-                "lost: the ring buffer was full",
-                counts.counter(Counter::RingFull),
-            ),
-            (
-                "lost: too many processes",
-                counts.counter(Counter::TargetsFull),
-            ),
-            (
-                "before the process was looked at",
-                match named {
-                    true => counts.counter(Counter::NotLooked),
-                    false => self.not_looked,
-                },
-            ),
-        ]);
-        if named {
-            losses.push((
-                "before the interpreter was up",
-                counts.counter(Counter::NotPython),
-            ));
-        }
+        let others = self.losses(counts, named).into_iter();
+        losses.extend(others.map(|loss| (loss.name, loss.count)));
         losses.retain(|&(_, count)| count > 0);
         losses.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         losses
+    }
+
+    /// Outcomes and losses that there were, by the name that programs know them by.
+    pub fn counters(&self, counts: &Counts, named: bool) -> Vec<(&'static str, u64)> {
+        let outcomes = Outcome::ALL
+            .into_iter()
+            .map(|outcome| (key(outcome), self.outcomes[outcome as usize]));
+        let losses = self.losses(counts, named).into_iter();
+        outcomes
+            .chain(losses.map(|loss| (loss.key, loss.count)))
+            .filter(|&(_, count)| count > 0)
+            .collect()
     }
 
     /// Samples that found no room on their way.
@@ -141,22 +206,28 @@ impl Tally {
                     "process",
                     "processes"
                 ),
-                self.complete_percent(),
+                self.share(counts, named).percent(),
             ));
         }
-        for (name, count) in self.losses(counts, named) {
+        for (name, count) in self.named_losses(counts, named) {
             line(format_args!("  {count:>7} {name}"));
         }
-        let events = counts.counter(Counter::EventLost);
+        let events = self.events_lost;
         if events > 0 {
             line(format_args!(
-                "  {events:>7} starts and ends of processes were lost: the ring buffer was full"
+                "  {events:>7} events of processes were lost: all processes were looked at anew"
             ));
         }
         let frames = counts.counter(Counter::FrameUnproven);
         if frames > 0 {
             line(format_args!(
                 "  {frames:>7} frames whose code was not in memory: [unproven]"
+            ));
+        }
+        let calls = counts.counter(Counter::CallFailed);
+        if calls > 0 {
+            line(format_args!(
+                "  {calls:>7} stacks were cut: this kernel allows the program no more steps"
             ));
         }
         let untimed = profile.untimed();
@@ -169,6 +240,15 @@ impl Tally {
             line(format_args!(
                 "  {frames:>7} frames without a name: {reason}"
             ));
+        }
+        for found in self.discrepancies(counts, total.samples) {
+            line(format_args!(
+                "a fault of pyebpf, please report it: {} do not agree, {} and {}",
+                found.what, found.left, found.right
+            ));
+        }
+        if let Some(advice) = self.share(counts, named).advice() {
+            line(format_args!("{advice}"));
         }
         for notice in &self.notices {
             line(format_args!("{notice}"));
@@ -192,35 +272,6 @@ impl Tally {
             }
         }
         text
-    }
-}
-
-/// How a sample with this outcome is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shown {
-    Whole,
-    /// Under this root frame, which says what is wrong with the stack.
-    Marked(&'static str),
-    /// There is no Python stack to show; it is counted under this name.
-    Not(&'static str),
-}
-
-/// The one place for what outcomes are called.
-pub fn shown(outcome: Outcome) -> Shown {
-    match outcome {
-        Outcome::Complete => Shown::Whole,
-        Outcome::TruncatedDepth => Shown::Marked("[truncated: deeper than 1024 frames]"),
-        Outcome::TruncatedFrame => Shown::Marked("[truncated: caller's frame unreadable]"),
-        Outcome::TruncatedCode => Shown::Marked("[truncated: caller not linked yet]"),
-        Outcome::TruncatedEntry => Shown::Marked("[truncated: generator not linked yet]"),
-        Outcome::UnreadableThread => Shown::Marked("[unreadable: thread state]"),
-        Outcome::UnreadableFrame => Shown::Marked("[unreadable: newest frame]"),
-        Outcome::UnreadableCode => Shown::Marked("[unreadable: newest frame not set up yet]"),
-        Outcome::NoThreadState => Shown::Not("not Python: threads without a thread state"),
-        Outcome::NoInterpreter => {
-            Shown::Not("not Python: the interpreter was starting or had ended")
-        }
-        Outcome::NoFrames => Shown::Not("not Python: threads between two calls into Python"),
     }
 }
 

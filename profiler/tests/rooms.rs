@@ -15,16 +15,18 @@ const PIPELINE: [(&str, &[&str]); 8] = [
     ("bpf", &[]),
     ("target", &["bpf", "cpython", "memory"]),
     ("sample", &[]),
-    ("symbolize", &["cpython", "memory", "profile"]),
+    ("symbolize", &["cpython", "memory", "profile", "sample"]),
     ("profile", &[]),
     ("output", &["profile"]),
 ];
 
 /// What puts the rooms together, and what talks to the user; these may import any room.
-const WIRING: [&str; 11] = [
+const WIRING: [&str; 13] = [
     "cli",
     "commands",
     "destination",
+    "doctor",
+    "fuzz",
     "lib",
     "main",
     "preflight",

@@ -14,6 +14,9 @@ pub const CODE_SPAN_MAX: usize = 256;
 const CODES_SEEN: usize = 64;
 const FILES_SEEN: usize = 16;
 
+/// How much of a string object holds its length at least.
+const MIN_HEADER: usize = 24;
+
 /// 2^64 / golden ratio.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -173,7 +176,7 @@ fn read_code<M: Memory>(
     let start = if typed {
         layout.object_type
     } else {
-        layout.code_first_line & !7
+        layout.code_start
     };
     let versioned = layout.code_version != 0;
     let end = if versioned {
@@ -235,15 +238,25 @@ fn file_digest<M: Memory>(
     file: u64,
     text: &mut [u8; 64],
 ) -> Option<u64> {
-    // The header of the string: PyASCIIObject up to `state`, at most 40 bytes on these versions.
-    if !memory.read(file, &mut text[..40]) {
+    // The header of the string: PyASCIIObject up to `state`, or PyStringObject.
+    let header = layout.str_state.wrapping_add(8) as usize & 63;
+    let header = if header < MIN_HEADER {
+        MIN_HEADER
+    } else {
+        header
+    };
+    if !memory.read(file, &mut text[..header]) {
         return None;
     }
     let length = word(text, layout.str_length);
-    let state = half(text, layout.str_state);
-    let kind = u64::from(state >> layout.str_kind_shift & 7);
-    // Bit 4 of the shifted state is `ascii`: kind has three bits, then `compact`, then `ascii`.
-    let data = if state >> (layout.str_kind_shift + 4) & 1 != 0 {
+    let (kind, ascii) = if layout.flags & layout_flags::BYTE_STRINGS != 0 {
+        (1, true)
+    } else {
+        // Three bits of kind, then `compact`, then `ascii`.
+        let state = half(text, layout.str_state) >> layout.str_kind_shift;
+        (u64::from(state & 7), state >> 4 & 1 != 0)
+    };
+    let data = if ascii {
         layout.str_ascii
     } else {
         layout.str_compact

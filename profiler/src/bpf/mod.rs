@@ -3,7 +3,10 @@
 
 mod btf;
 mod log;
+mod memlock;
 mod perf;
+mod programs;
+mod sideband;
 
 use std::{
     collections::BTreeMap,
@@ -14,23 +17,28 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::{PerfEvent, ProgramError, RawTracePoint},
+    programs::PerfEvent,
 };
-use profiler_ebpf::{COUNTERS, Counter, Frame, Layout, MAX_FRAMES, Sample, Target};
+use profiler_ebpf::{COUNTERS, Counter, Frame, Layout, MAX_FRAMES, Outcome, Sample, Stack, Target};
 
 pub use btf::KERNEL as KERNEL_BTF;
-use perf::{online_cpus, wobble};
+use perf::{online_cpus, possible_cpus, wobble};
+pub use programs::Steps;
+use programs::{Programs, program};
+use sideband::Sideband;
+pub use sideband::{FileId, Mapping};
 
 /// The kernel object, built by `build.rs`.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pyebpf-kernel"));
 
 /// Bounds of the ring buffer's size in bytes; within them it holds half a second of the deepest
-/// samples.
+/// samples, each with a stack of its own.
 const RING_MIN: u64 = 1 << 20;
 const RING_MAX: u64 = 16 << 20;
-
-/// How many lines of the verifier's log are shown.
-const LOG_LINES: usize = 12;
+/// The smallest and the largest ring buffer that can be asked for: several of the deepest samples,
+/// and what the kernel takes (a power of two that fits 32 bits).
+pub const RING_SMALLEST: u64 = 64 << 10;
+pub const RING_LARGEST: u64 = 1 << 31;
 
 /// How many sampling periods pass at least before a CPU gets a new one: setting it begins a period
 /// anew, which loses half a one on average.
@@ -43,12 +51,17 @@ const KERNEL_MAX: &str = "/sys/devices/system/cpu/kernel_max";
 pub struct Settings {
     /// Samples per second and CPU.
     pub rate: u32,
-    /// Whether processes that nobody named are asked about.
+    /// Whether processes that nobody named are of interest.
     pub all_processes: bool,
     /// Whether the children of named processes are followed.
     pub follow_children: bool,
     /// Whether rare events are logged through aya-log.
     pub log: bool,
+    /// Size of the ring buffer in bytes, a power of two and at least [`RING_SMALLEST`]; by rate and
+    /// number of CPUs when `None`.
+    pub ring: Option<u32>,
+    /// How frames are stepped over.
+    pub steps: Steps,
 }
 
 /// The loaded programs and their maps. Dropping it detaches everything.
@@ -59,41 +72,57 @@ pub struct Kernel {
     layouts: Array<MapData, Layout>,
     counts: PerCpuArray<MapData, u64>,
     periods: Array<MapData, u64>,
+    epoch: Array<MapData, u64>,
     records: RingBuf<MapData>,
     /// How often `tick` was called, and how often that changed the periods.
     ticks: u32,
     round: u32,
     /// By CPU.
     events: BTreeMap<u32, perf::Event>,
+    sideband: Sideband,
     log: Option<log::Reader>,
+    programs: Programs,
     ebpf: Ebpf,
 }
 
 impl Kernel {
-    /// Loads the programs and attaches those that follow processes. Sampling begins with
-    /// [`start`](Self::start).
+    /// Loads the programs, attaches those that follow processes, and listens to new mappings. Sampling
+    /// begins with [`start`](Self::start).
     ///
     /// # Errors
     /// When the kernel refuses: the verifier's log is in the error.
     pub fn load(settings: Settings) -> Result<Kernel> {
+        let limit = memlock::Raised::raise();
+        Self::load_within(settings).map_err(|error| match &limit {
+            Some(limit) => limit.explain(error),
+            None => error,
+        })
+    }
+
+    fn load_within(settings: Settings) -> Result<Kernel> {
         let btf = btf::Btf::of_kernel()?;
         let fsbase =
             btf.offset("task_struct", "thread")? + btf.offset("thread_struct", "fsbase")?;
         let tgid = btf.offset("task_struct", "tgid")?;
-        let flags = btf.offset("task_struct", "flags")?;
         let signal = btf.offset("task_struct", "signal")?;
         let live = btf.offset("signal_struct", "live")?;
         drop(btf);
-        let ring = ring_bytes(settings.rate, online_cpus()?.len());
+        let online = online_cpus()?;
+        let cpus = possible_cpus()?;
+        let ring = match settings.ring {
+            Some(bytes) => bytes,
+            None => ring_bytes(settings.rate, online.len()),
+        };
         let all = u32::from(settings.all_processes);
         let follow = u32::from(settings.follow_children);
         let log_level = if settings.log { log::EVERYTHING } else { 0 };
         let mut ebpf = EbpfLoader::new()
             .override_global("TASK_FSBASE", &fsbase, true)
             .override_global("TASK_TGID", &tgid, true)
-            .override_global("TASK_FLAGS", &flags, true)
             .override_global("TASK_SIGNAL", &signal, true)
             .override_global("SIGNAL_LIVE", &live, true)
+            .override_global("HALF_FULL", &(ring / 2), true)
+            .override_global("CPUS", &cpus, true)
             .override_global("ALL_PROCESSES", &all, true)
             .override_global("FOLLOW_CHILDREN", &follow, true)
             .override_global(log::LEVEL, &log_level, true)
@@ -101,35 +130,33 @@ impl Kernel {
             .map_max_entries("PERIODS", cpus_possible()?)
             .load(OBJECT)
             .context("the kernel refused the program's maps")?;
-        for (name, tracepoint) in [
-            ("on_exec", "sched_process_exec"),
-            ("on_exit", "sched_process_exit"),
-            ("on_fork", "sched_process_fork"),
-        ] {
-            let program: &mut RawTracePoint = program(&mut ebpf, name)?;
-            program.load().map_err(|error| refused(name, error))?;
-            program
-                .attach(tracepoint)
-                .with_context(|| format!("cannot attach {name} to {tracepoint}"))?;
-        }
-        let sample: &mut PerfEvent = program(&mut ebpf, "sample")?;
-        sample.load().map_err(|error| refused("sample", error))?;
+        let programs = Programs::load(&mut ebpf, settings.steps)?;
+        let mut sideband = Sideband::new()?;
+        sideband.follow(&online)?;
         Ok(Kernel {
             rate: settings.rate,
             targets: HashMap::try_from(map(&mut ebpf, "TARGETS")?)?,
             layouts: Array::try_from(map(&mut ebpf, "LAYOUTS")?)?,
             counts: PerCpuArray::try_from(map(&mut ebpf, "COUNTS")?)?,
             periods: Array::try_from(map(&mut ebpf, "PERIODS")?)?,
+            epoch: Array::try_from(map(&mut ebpf, "EPOCH")?)?,
             records: RingBuf::try_from(map(&mut ebpf, "RECORDS")?)?,
             ticks: 0,
             round: 0,
             events: BTreeMap::new(),
+            sideband,
             log: settings
                 .log
                 .then(|| log::Reader::open(&mut ebpf))
                 .transpose()?,
+            programs,
             ebpf,
         })
+    }
+
+    /// How the loaded program steps from frame to frame: by a loop or by calls.
+    pub fn steps(&self) -> Steps {
+        self.programs.steps
     }
 
     /// Prints to stderr what the program has logged, if that was asked for.
@@ -168,12 +195,12 @@ impl Kernel {
     }
 
     fn follow_cpus(&mut self) -> Result<()> {
-        let sample: &mut PerfEvent = program(&mut self.ebpf, "sample")?;
+        let sample: &mut PerfEvent = program(&mut self.ebpf, self.programs.sample)?;
         let program = sample.fd()?;
         let online = online_cpus()?;
         // The clock of a CPU that went away stays dead when the CPU comes back.
         self.events.retain(|cpu, _| online.contains(cpu));
-        for cpu in online {
+        for &cpu in &online {
             if !self.events.contains_key(&cpu) {
                 let period = wobble(self.rate, cpu, self.round);
                 self.periods.set(cpu, period, 0)?;
@@ -181,7 +208,7 @@ impl Kernel {
                 self.events.insert(cpu, event);
             }
         }
-        Ok(())
+        self.sideband.follow(&online)
     }
 
     /// Stops sampling; what is in the ring buffer can still be read.
@@ -220,6 +247,15 @@ impl Kernel {
             .with_context(|| format!("cannot set layout {index}"))
     }
 
+    /// Makes the kernel forget which stacks it has sent: none has the same hash in another `epoch`.
+    ///
+    /// # Errors
+    /// When the kernel refuses, which it has no reason to.
+    pub fn set_epoch(&mut self, epoch: u64) -> Result<()> {
+        let set = self.epoch.set(0, epoch, 0);
+        set.context("cannot make the kernel send its stacks anew")
+    }
+
     /// The next record's bytes go to `take`; false when there is none.
     pub fn next_record(&mut self, take: &mut impl FnMut(&[u8])) -> bool {
         match self.records.next() {
@@ -229,6 +265,30 @@ impl Kernel {
             }
             None => false,
         }
+    }
+
+    /// Moves the executable mappings that processes have made since the last call to `mappings`.
+    pub fn read_mappings(&mut self, mappings: &mut Vec<Mapping>) {
+        self.sideband.read(mappings);
+    }
+
+    /// How many events of processes did not reach us: mappings, and what the programs tell.
+    ///
+    /// # Errors
+    /// When the map of counters can't be read.
+    pub fn events_lost(&self) -> Result<u64> {
+        let told = self.counts()?.counter(Counter::EventLost);
+        Ok(told + self.sideband.lost())
+    }
+
+    /// A descriptor that is readable when new mappings want to be read before the daemon's own
+    /// timer is due.
+    ///
+    /// # Errors
+    /// When there are no more descriptors to be had.
+    pub fn mappings_fd(&self) -> Result<OwnedFd> {
+        let fd = self.sideband.as_fd().try_clone_to_owned();
+        fd.context("cannot duplicate the descriptor of the mappings' rings")
     }
 
     /// A descriptor that is readable when a record wants to be read before the daemon's own timer
@@ -266,24 +326,27 @@ impl Counts {
     pub fn counter(&self, counter: Counter) -> u64 {
         self.slots[counter as usize]
     }
-}
 
-/// Why a program was not loaded, with the end of what the verifier said: the rest, thousands of
-/// lines, is the way there.
-fn refused(name: &str, error: ProgramError) -> anyhow::Error {
-    if let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = &error
-    {
-        let log = verifier_log.to_string();
-        let lines: Vec<&str> = log.trim_end().lines().collect();
-        let end = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n  ");
-        return anyhow!(
-            "the kernel refused the program {name}: {io_error}; the verifier's last words:\n  {end}"
-        );
+    /// How many walks ended so.
+    pub fn outcome(&self, outcome: Outcome) -> u64 {
+        self.slots[outcome as usize]
     }
-    anyhow::Error::new(error).context(format!("the kernel refused the program {name}"))
+
+    /// How many walks there were.
+    pub fn walks(&self) -> u64 {
+        let outcomes = Outcome::ALL.into_iter();
+        outcomes.map(|outcome| self.outcome(outcome)).sum()
+    }
+
+    /// A reading with these values in these slots.
+    #[cfg(test)]
+    pub fn of(values: impl IntoIterator<Item = (u32, u64)>) -> Counts {
+        let mut counts = Counts::default();
+        for (slot, value) in values {
+            counts.slots[slot as usize] = value;
+        }
+        counts
+    }
 }
 
 /// One more than the highest CPU number that this kernel knows.
@@ -298,7 +361,8 @@ fn cpus_possible() -> Result<u32> {
 }
 
 fn ring_bytes(rate: u32, cpus: usize) -> u32 {
-    let deepest = (size_of::<Sample>() + MAX_FRAMES * size_of::<Frame>()) as u64;
+    let deepest =
+        (size_of::<Stack>() + MAX_FRAMES * size_of::<Frame>() + size_of::<Sample>()) as u64;
     let wanted = deepest * u64::from(rate) * cpus as u64 / 2;
     let bytes = wanted.clamp(RING_MIN, RING_MAX).next_power_of_two();
     u32::try_from(bytes).expect("RING_MAX fits")
@@ -307,17 +371,6 @@ fn ring_bytes(rate: u32, cpus: usize) -> u32 {
 fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name)
         .ok_or_else(|| anyhow!("the kernel object has no map {name}"))
-}
-
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<P>
-where
-    P: TryFrom<&'a mut aya::programs::Program>,
-    <P as TryFrom<&'a mut aya::programs::Program>>::Error: Into<anyhow::Error>,
-{
-    ebpf.program_mut(name)
-        .ok_or_else(|| anyhow!("the kernel object has no program {name}"))?
-        .try_into()
-        .map_err(Into::into)
 }
 
 #[cfg(test)]

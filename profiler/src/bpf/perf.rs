@@ -11,6 +11,8 @@ use perf_event_open_sys::{self as sys, bindings::perf_event_attr};
 
 /// Kernel list of CPUs that are online, such as `0-3,8`.
 const ONLINE: &str = "/sys/devices/system/cpu/online";
+/// Those that this machine could have.
+const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 /// Most CPUs that a kernel can have (`NR_CPUS` of x86-64 with MAXSMP).
 const CPUS_MAX: u32 = 8192;
 
@@ -102,8 +104,21 @@ pub(super) fn wobble(rate: u32, cpu: u32, round: u32) -> u64 {
 /// # Errors
 /// When the kernel's list can't be read or is not a list.
 pub(super) fn online_cpus() -> Result<Vec<u32>> {
-    let list = std::fs::read_to_string(ONLINE).with_context(|| format!("cannot read {ONLINE}"))?;
-    parse_list(list.trim()).with_context(|| format!("in {ONLINE}"))
+    read_list(ONLINE)
+}
+
+/// One more than the highest number of a CPU that this machine could have.
+///
+/// # Errors
+/// As for [`online_cpus`].
+pub(super) fn possible_cpus() -> Result<u32> {
+    let highest = read_list(POSSIBLE)?.into_iter().max();
+    Ok(highest.unwrap_or(0) + 1)
+}
+
+fn read_list(path: &str) -> Result<Vec<u32>> {
+    let list = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    parse_list(list.trim()).with_context(|| format!("in {path}"))
 }
 
 fn parse_list(list: &str) -> Result<Vec<u32>> {

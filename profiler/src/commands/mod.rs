@@ -1,4 +1,5 @@
 //! One file per verb: wiring, no work of its own.
 
 pub mod completions;
+pub mod doctor;
 pub mod record;

@@ -11,7 +11,7 @@ use tokio::process::Child;
 
 use crate::{
     bpf::{Kernel, Settings},
-    cli::{Record, Selection},
+    cli::{Record, Selection, Stats},
     destination::{Destination, Temporary},
     preflight,
     profile::{Meta, Profile},
@@ -30,23 +30,33 @@ pub fn run(config: Record) -> Result<ExitCode> {
     preflight::check()?;
     preflight::check_rate(config.rate)?;
     let destination = Destination::check(&path_of(&config))?;
+    let stats = match &config.stats {
+        Some(Stats::File(path)) => Some(Destination::check(path)?),
+        Some(Stats::Stderr) | None => None,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    let result = runtime.block_on(record(config, destination));
+    let result = runtime.block_on(record(config, destination, stats));
     // A profile that is still being written when the user asks to quit at once is not waited for.
     runtime.shutdown_background();
     result
 }
 
-async fn record(config: Record, destination: Destination) -> Result<ExitCode> {
+async fn record(
+    config: Record,
+    destination: Destination,
+    stats: Option<Destination>,
+) -> Result<ExitCode> {
     let mut signals = Signals::catch()?;
     let kernel = Kernel::load(Settings {
         rate: config.rate,
         all_processes: config.selection == Selection::All,
-        follow_children: config.children,
+        follow_children: config.children || config.selection == Selection::All,
         log: config.bpf_log,
+        ring: config.buffer,
+        steps: config.steps,
     })?;
     let arguments: Vec<String> = std::env::args_os()
         .map(|argument| argument.to_string_lossy().into_owned())
@@ -90,7 +100,18 @@ async fn record(config: Record, destination: Destination) -> Result<ExitCode> {
         None => None,
     };
     let end = end?;
-    write(session, config, destination, end, signals).await?;
+    let said = write(session, &config, destination, end, signals).await?;
+    if let Some(place) = stats {
+        place
+            .open(&Temporary::default())?
+            .write(|out| Ok(writeln!(out, "{}", said.json)?))
+            .context("the summary was not written")?;
+    }
+    if config.stats == Some(Stats::Stderr) {
+        eprintln!("{}", said.json);
+    } else {
+        eprint!("{}", said.text);
+    }
     Ok(status.map_or(ExitCode::SUCCESS, |status| {
         ExitCode::from(command::exit_code(status))
     }))
@@ -107,7 +128,7 @@ fn select(
     } = session;
     match &config.selection {
         Selection::All => {
-            targets.scan(kernel)?;
+            targets.follow_all(kernel)?;
             if targets.running() == 0 {
                 eprintln!("no Python process runs yet: waiting for one");
             }
@@ -136,32 +157,56 @@ fn select(
     }
 }
 
-/// Writes the profile, unless another signal says to quit at once, and the summary.
+/// What there is to say at the end.
+struct Said {
+    text: String,
+    json: String,
+}
+
+/// Writes the profile, unless another signal says to quit at once, and gives the summary.
 async fn write(
     session: Session,
-    config: Record,
+    config: &Record,
     destination: Destination,
     end: End,
     mut signals: Signals,
-) -> Result<()> {
+) -> Result<Said> {
     let named = config.selection != Selection::All;
     let counts = session.kernel.counts()?;
     let none_found = session.targets.met() == 0;
     let Recorder {
-        profile,
+        mut profile,
         tally,
         symbols,
         ..
     } = session.recorder;
-    let summary = tally.summary(&profile, &symbols, &counts, named);
+    profile.set_counters(tally.counters(&counts, named));
+    let output = match &destination {
+        Destination::File(path) | Destination::Stream(path) => Some(path.clone()),
+        Destination::Stdout => None,
+    };
+    let about = (end.name(), output.as_deref());
+    let json = tally.json(about, &profile, &symbols, &counts, named);
+    let mut text = String::new();
+    if end == End::TargetsGone {
+        text += "every process that was named has ended\n";
+    }
+    text += &tally.summary(&profile, &symbols, &counts, named);
+    if none_found && matches!(config.selection, Selection::Command(_)) {
+        text +=
+            "the command ran no CPython; with `--subprocesses` its children are looked at, too\n";
+    }
+    if let Some(path) = output {
+        text += &format!("wrote {}\n", path.display());
+    }
     let temporary = Temporary::default();
-    let place = destination.clone();
     let guard = temporary.clone();
+    let format = config.format;
     // Even opening may block: a named pipe waits for its reader.
     let writing = tokio::task::spawn_blocking(move || {
-        place
+        destination
             .open(&guard)?
-            .write(|out| config.format.write(&profile, out))
+            .write(|out| format.write(&profile, out))
     });
     tokio::select! {
         written = writing => written.context("the writer failed")??,
@@ -170,19 +215,7 @@ async fn write(
             bail!("interrupted: the profile was not written");
         }
     }
-    if end == End::TargetsGone {
-        eprintln!("every process that was named has ended");
-    }
-    eprint!("{summary}");
-    if none_found && matches!(config.selection, Selection::Command(_)) {
-        eprintln!(
-            "the command ran no CPython; with `--subprocesses` its children are looked at, too"
-        );
-    }
-    if let Destination::File(path) | Destination::Stream(path) = &destination {
-        eprintln!("wrote {}", path.display());
-    }
-    Ok(())
+    Ok(Said { text, json })
 }
 
 /// The output that was asked for, or a name from the target and the time.

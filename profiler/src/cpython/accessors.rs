@@ -19,6 +19,8 @@ pub(super) enum ThreadLocal {
     Fixed(i64),
     /// At the offset from the thread control block that the loader stored at this address.
     Stored { slot: u64 },
+    /// As the TLS descriptor at `slot` says, plus `offset`.
+    Described { slot: u64, offset: i64 },
     /// In the block of the module whose id the loader stored at `slot`, at the offset that it
     /// stored behind that plus `offset`.
     Module { slot: u64, offset: i64 },
@@ -127,6 +129,18 @@ pub(super) fn thread_local(function: Function<'_>) -> Option<ThreadLocal> {
     {
         let slot = body.target(at + 3)?;
         return Some(ThreadLocal::Stored { slot });
+    }
+    // `lea slot(%rip),%rax; call *(%rax); mov %fs:offset(%rax),%rax`, or `add %fs:0,%rax` and
+    // `mov offset(%rax),%rax`.
+    if let Some(at) = body.first(&[0x48, 0x8d, 0x05])
+        && let Some(rest) = body.code.get(at + 7..)?.strip_prefix(&[0xff, 0x10])
+    {
+        let rest = match rest.strip_prefix(&[0x64, 0x48, 0x03, 0x04, 0x25, 0, 0, 0, 0]) {
+            Some(rest) => rest,
+            None => rest.strip_prefix(&[0x64])?,
+        };
+        let (slot, offset) = (body.target(at + 3)?, member(rest)?);
+        return Some(ThreadLocal::Described { slot, offset });
     }
     // `lea slot(%rip),%rdi; call __tls_get_addr; mov offset(%rax),%rax`, the first two with
     // prefixes that leave the linker room to relax them.
@@ -255,6 +269,30 @@ mod tests {
         let found = thread_local(function(&module));
         let slot = AT + 12 + 0x10;
         assert_eq!(found, Some(ThreadLocal::Module { slot, offset: 0x18 }));
+    }
+
+    #[test]
+    fn the_thread_local_is_found_through_a_descriptor() {
+        // sub $8,%rsp; lea slot(%rip),%rax; call *(%rax); mov %fs:(%rax),%rax; add $8,%rsp; ret
+        // (gcc 12, -mtls-dialect=gnu2).
+        let whole = [
+            0x48, 0x83, 0xec, 0x08, 0x48, 0x8d, 0x05, 0xc5, 0x2e, 0, 0, 0xff, 0x10, 0x64, 0x48,
+            0x8b, 0x00, 0x48, 0x83, 0xc4, 0x08, 0xc3,
+        ];
+        let described = |offset| {
+            let slot = AT + 11 + 0x2ec5;
+            Some(ThreadLocal::Described { slot, offset })
+        };
+        assert_eq!(thread_local(function(&whole)), described(0));
+        let mut member = whole;
+        member[16..18].copy_from_slice(&[0x40, 0x18]);
+        assert_eq!(thread_local(function(&member)), described(0x18));
+        // add %fs:0,%rax; mov 0x18(%rax),%rax.
+        let mut added = whole[..13].to_vec();
+        added.extend_from_slice(&[0x64, 0x48, 0x03, 0x04, 0x25, 0, 0, 0, 0]);
+        added.extend_from_slice(&[0x48, 0x8b, 0x40, 0x18]);
+        assert_eq!(thread_local(function(&added)), described(0x18));
+        assert_eq!(thread_local(function(&whole[..14])), None);
     }
 
     #[test]

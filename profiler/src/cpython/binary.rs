@@ -5,24 +5,31 @@
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use profiler_ebpf::Layout;
 
 use super::accessors::{self, Function, ThreadLocal};
+use super::check::Learnt;
 use super::debug_offsets;
 use super::elf::{Image, Segment, Symbol, Table};
-use super::rows::{self, FIRST_MINOR, LAST_MINOR, RuntimeRow};
+use super::others;
+use super::rows::{self, Build, FIRST_MINOR, LAST_MINOR, RuntimeRow};
 use super::version::{Stated, Version};
 
 /// Most files that are remembered; then all are forgotten and looked at again.
 const CACHED_MAX: usize = 65_536;
 
-/// Exported by debug builds alone, where objects have other layouts (`Include/object.h`,
-/// `Py_REF_DEBUG`).
+/// Exported by builds of their own alone, where objects have other layouts: with `Py_REF_DEBUG`
+/// (`Include/object.h`) and with `Py_TRACE_REFS` (`Include/modsupport.h`).
 const DEBUG_BUILD: &str = "_Py_NegativeRefcount";
+const DEBUG_WHY: &str =
+    "it is a debug build (pydebug), whose objects are laid out otherwise; use a normal build";
+const TRACE_REFS: &str = "PyModule_Create2TraceRefs";
+const TRACE_REFS_WHY: &str =
+    "it is built with Py_TRACE_REFS, whose objects are laid out otherwise; use a normal build";
 
-const SYMBOLS: [&str; 9] = [
+const SYMBOLS: [&str; 10] = [
     "_PyRuntime",
     "_PyThreadState_Current",
     "PyCode_Type",
@@ -32,6 +39,7 @@ const SYMBOLS: [&str; 9] = [
     "PyInterpreterState_Head",
     "_PyThreadState_UncheckedGet",
     DEBUG_BUILD,
+    TRACE_REFS,
 ];
 
 /// A supported CPython.
@@ -41,6 +49,10 @@ pub(super) struct Python {
     pub layout: Layout,
     pub segments: Vec<Segment>,
     pub addresses: Addresses,
+    /// What the first process told in which it was found right; addresses are the file's own.
+    pub learnt: OnceLock<Learnt>,
+    /// What told that it is a CPython, for a person.
+    pub root: &'static str,
 }
 
 /// Where things lie in the file's own address space; 0 where the version has no such thing, except
@@ -59,10 +71,11 @@ pub(super) struct Addresses {
 pub(super) enum Look {
     NotPython,
     Python(Arc<Python>),
-    Unsupported { version: String, why: String },
+    Unsupported { what: String, why: String },
 }
 
-/// Every file that was looked at, by device, inode, and when it was last written.
+/// Every file that was looked at, by device, inode, and when it was last changed: an inode can be used
+/// again for another file.
 #[derive(Debug, Default)]
 pub struct Binaries {
     looks: HashMap<(u64, u64), (i64, i64, u64, Look)>,
@@ -81,13 +94,13 @@ impl Binaries {
         open: impl FnOnce() -> std::io::Result<File>,
     ) -> std::io::Result<Look> {
         let key = (metadata.dev(), metadata.ino());
-        let written = (metadata.mtime(), metadata.mtime_nsec(), metadata.size());
+        let written = (metadata.ctime(), metadata.ctime_nsec(), metadata.size());
         if let Some((seconds, nanoseconds, size, look)) = self.looks.get(&key)
             && (*seconds, *nanoseconds, *size) == written
         {
             return Ok(look.clone());
         }
-        let look = look(open()?);
+        let look = Image::open(open()?).map_or(Look::NotPython, look);
         if self.looks.len() >= CACHED_MAX {
             self.looks.clear();
         }
@@ -98,10 +111,8 @@ impl Binaries {
     }
 }
 
-fn look(file: File) -> Look {
-    let Some(image) = Image::open(file) else {
-        return Look::NotPython;
-    };
+/// What an image is.
+pub(super) fn look(image: Image) -> Look {
     let mut symbols = HashMap::new();
     image.symbols(Table::Dynamic, &SYMBOLS, &mut symbols);
     let section = image.section(".PyRuntime");
@@ -111,11 +122,24 @@ fn look(file: File) -> Look {
     if section.is_some() || !is_python(&symbols) {
         image.symbols(Table::Full, &SYMBOLS, &mut symbols);
     }
-    if section.is_none() && !is_python(&symbols) {
-        return Look::NotPython;
+    let mut runtime = symbols.get("_PyRuntime").copied().or(section);
+    if runtime.is_none() && !image.has_sections() {
+        runtime = debug_offsets::find(&image);
     }
-    let runtime = symbols.get("_PyRuntime").copied().or(section);
+    if runtime.is_none() && !is_python(&symbols) {
+        return others::look(&image);
+    }
+    let root = if symbols.contains_key("_PyRuntime") {
+        "symbol _PyRuntime"
+    } else if section.is_some() {
+        "section .PyRuntime"
+    } else if runtime.is_some() {
+        "cookie of the debug offsets"
+    } else {
+        "symbol _PyThreadState_Current"
+    };
     let binary = Binary {
+        root,
         image,
         symbols,
         runtime,
@@ -128,12 +152,13 @@ struct Binary<'n> {
     image: Image,
     symbols: HashMap<&'n str, Symbol>,
     runtime: Option<Symbol>,
+    root: &'static str,
 }
 
 impl Binary<'_> {
     fn look(self) -> Look {
         let unsupported = |version: &str, why: String| Look::Unsupported {
-            version: version.to_owned(),
+            what: format!("CPython {version}"),
             why,
         };
         let runtime = self.runtime.map(|runtime| runtime.address);
@@ -144,31 +169,35 @@ impl Binary<'_> {
             .or_else(|| self.version_text());
         let Some(stated) = stated else {
             return unsupported(
-                "unknown",
+                "of unknown version",
                 "neither Py_Version nor Py_GetVersion tells its version".to_owned(),
             );
         };
         let Version { major, minor, .. } = stated.version;
-        if major != 3 || !(FIRST_MINOR..=LAST_MINOR).contains(&minor) {
+        let build = Build::new(major, minor, false);
+        if rows::layout(build).is_none() {
             return unsupported(
                 &stated.text,
-                format!("only CPython 3.{FIRST_MINOR} to 3.{LAST_MINOR} are supported"),
+                format!("only CPython 2.7 and 3.{FIRST_MINOR} to 3.{LAST_MINOR} are supported"),
             );
         }
         if self.symbols.contains_key(DEBUG_BUILD) {
-            return unsupported(&stated.text, "it is a debug build".to_owned());
+            return unsupported(&stated.text, DEBUG_WHY.to_owned());
+        }
+        if self.symbols.contains_key(TRACE_REFS) {
+            return unsupported(&stated.text, TRACE_REFS_WHY.to_owned());
         }
         let known = match minor {
             13.. => debug_offsets::parse(&table).map_err(|refusal| refusal.to_string()),
             _ if !stated.released => {
                 Err("it is a pre-release, whose layout may be any; use the release".to_owned())
             }
-            _ => rows::layout(minor)
-                .zip(rows::runtime(minor))
+            _ => rows::layout(build)
+                .zip(rows::runtime(build).map(|row| row.of_release(stated.version)))
                 .ok_or_else(|| "its layout is not known".to_owned()),
         };
         let found = known.and_then(|(layout, row)| {
-            let addresses = self.addresses(minor, row)?;
+            let addresses = self.addresses(build, row)?;
             Ok((layout, addresses))
         });
         match found {
@@ -177,6 +206,8 @@ impl Binary<'_> {
                 layout,
                 segments: self.image.segments,
                 addresses,
+                learnt: OnceLock::new(),
+                root: self.root,
             })),
             Err(why) => unsupported(&stated.text, why),
         }
@@ -214,9 +245,15 @@ impl Binary<'_> {
         self.image.bytes(symbol.address, size)
     }
 
-    fn addresses(&self, minor: u8, row: RuntimeRow) -> Result<Addresses, String> {
+    fn addresses(&self, build: Build, row: RuntimeRow) -> Result<Addresses, String> {
+        let minor = build.minor;
         let code_type = self.symbols.get("PyCode_Type");
-        let code_type = code_type.ok_or("it has no symbol PyCode_Type")?.address;
+        let code_type = match code_type {
+            Some(symbol) => symbol.address,
+            // Needed where frames can be garbage; elsewhere a live process tells it.
+            None if minor >= 13 => 0,
+            None => return Err("it has no symbol PyCode_Type".to_owned()),
+        };
         let gilstate = self.function("PyGILState_GetThisThreadState");
         let gilstate = gilstate
             .as_deref()
@@ -225,8 +262,11 @@ impl Binary<'_> {
             code,
             address: symbol.address,
         });
-        if minor == 6 {
-            return self.addresses_3_6(code_type, gilstate);
+        match (build.major, minor) {
+            // Its thread-local storage is a list of its own, not the C library's.
+            (2, _) => return self.addresses_in_variables(code_type, None),
+            (_, 6) => return self.addresses_in_variables(code_type, gilstate),
+            _ => {}
         }
         let runtime = self.runtime.ok_or("it has no symbol _PyRuntime")?.address;
         let at = |offset: u32| match offset {
@@ -260,9 +300,10 @@ impl Binary<'_> {
         Ok(addresses)
     }
 
-    /// 3.6 keeps its state in variables, of which two are known to the file alone: their names are
-    /// local symbols, gone in a stripped one, but two functions that are exported read them.
-    fn addresses_3_6(
+    /// 2.7 and 3.6 keep their state in variables, of which two are known to the file alone: their
+    /// names are local symbols, gone in a stripped one, but two functions that are exported read
+    /// them. `gilstate` is the one that reads a pthread key, where there is one.
+    fn addresses_in_variables(
         &self,
         code_type: u64,
         gilstate: Option<Function<'_>>,
@@ -276,10 +317,10 @@ impl Binary<'_> {
             .or_else(|| self.returned("PyInterpreterState_Head", None))
             .filter(|address| self.image.holds(*address))
             .ok_or("its list of interpreters was not found")?;
-        let tss_key = local.get("autoTLSkey").map(|symbol| symbol.address);
-        let tss_key = tss_key.or_else(|| {
+        let tss_key = gilstate.and_then(|function| {
             let plausible = |address| self.image.holds(address);
-            accessors::thread_key(gilstate?, None, plausible)
+            let named = local.get("autoTLSkey").map(|symbol| symbol.address);
+            named.or_else(|| accessors::thread_key(function, None, plausible))
         });
         let current = self.symbols.get("_PyThreadState_Current");
         Ok(Addresses {

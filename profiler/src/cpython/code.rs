@@ -3,8 +3,8 @@
 
 use std::fmt;
 
-use profiler_ebpf::Layout;
 use profiler_ebpf::python::{CODE_SPAN_MAX, CodeFault, Memory, identity};
+use profiler_ebpf::{Layout, layout_flags};
 
 use super::lines::LineTable;
 use super::unicode::{StrFault, read_str};
@@ -39,7 +39,7 @@ pub enum Reason {
     Replaced,
     /// What lies there is not a code object, or has no text where its names should be.
     NotCode,
-    /// A name or line table above the bound.
+    /// A name above the bound.
     TooLong,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for Reason {
             Reason::Unreadable => "code object no longer readable",
             Reason::Replaced => "code object replaced since the sample",
             Reason::NotCode => "not a code object",
-            Reason::TooLong => "name or line table too long",
+            Reason::TooLong => "name too long",
         })
     }
 }
@@ -95,6 +95,31 @@ pub fn read(
     address: u64,
     sampled: u32,
 ) -> Result<Code, Reason> {
+    read_if_same(memory, layout, code_type, address, sampled, true)
+}
+
+/// As [`read`], without the line table.
+///
+/// # Errors
+/// Says why the frame can't be named.
+pub fn read_names(
+    memory: &impl Memory,
+    layout: &Layout,
+    code_type: u64,
+    address: u64,
+    sampled: u32,
+) -> Result<Code, Reason> {
+    read_if_same(memory, layout, code_type, address, sampled, false)
+}
+
+fn read_if_same(
+    memory: &impl Memory,
+    layout: &Layout,
+    code_type: u64,
+    address: u64,
+    sampled: u32,
+    with_lines: bool,
+) -> Result<Code, Reason> {
     let before = match identity(memory, layout, code_type, address) {
         // The walk has seen a code object there.
         Err(CodeFault::NotCode) if sampled != 0 => return Err(Reason::Replaced),
@@ -103,25 +128,37 @@ pub fn read(
     if sampled != 0 && before != sampled {
         return Err(Reason::Replaced);
     }
-    let code = read_unproven(memory, layout, code_type, address);
+    let code = read_unproven(memory, layout, code_type, address, with_lines);
     // Read in pieces while the process runs on: all of them belong together only if this is still
     // the same object, and one that lives. A dead one looks the same until its place is taken,
     // while its names and its table, freed before it, may be others' already.
     match identity(memory, layout, code_type, address) {
-        Ok(after) if after == before && lives(memory, address) => code,
+        Ok(after) if after == before && lives(memory, layout, address) => code,
         Ok(_) | Err(CodeFault::NotCode) => Err(Reason::Replaced),
         Err(CodeFault::Unreadable) => Err(Reason::Unreadable),
     }
 }
 
 /// Whether the object at `address` has references: `ob_refcnt`, the first word of every object of a
-/// build with a GIL (`Include/object.h`, 3.6 to 3.15). It is 0 from the moment that the object
+/// build with a GIL (`Include/object.h`, 2.7 to 3.15). It is 0 from the moment that the object
 /// begins to die until its memory is given back, when `pymalloc` puts a pointer there.
 ///
 /// No count comes near 2^32; from 3.14 on that is a separate field, which is 0 unless the count
 /// overflowed, with flags above it. Pointers into `pymalloc`'s memory, which is mapped, are larger.
-fn lives(memory: &impl Memory, address: u64) -> bool {
+fn lives(memory: &impl Memory, layout: &Layout, address: u64) -> bool {
+    if layout.flags & layout_flags::FREE_THREADED != 0 {
+        return lives_without_gil(memory, address);
+    }
     read_u64(memory, address).is_some_and(|word| word as u32 != 0 && word >> 32 & 0xffff == 0)
+}
+
+/// The same in a free-threaded build, where an object has two counts: its own thread's,
+/// `ob_ref_local`, and that of the others, `ob_ref_shared` above two bits of flags. What gives the
+/// memory back writes over neither.
+fn lives_without_gil(memory: &impl Memory, address: u64) -> bool {
+    let local = read_u64(memory, address.wrapping_add(8)).map(|word| word >> 32);
+    let shared = read_u64(memory, address.wrapping_add(16)).map(|word| word as i64 >> 2);
+    matches!((local, shared), (Some(local), Some(shared)) if local != 0 || shared > 0)
 }
 
 fn read_unproven(
@@ -129,6 +166,7 @@ fn read_unproven(
     layout: &Layout,
     code_type: u64,
     address: u64,
+    with_lines: bool,
 ) -> Result<Code, Reason> {
     let mut bytes = [0; CODE_SPAN_MAX];
     let object = bytes
@@ -157,22 +195,33 @@ fn read_unproven(
         },
         filename: text(layout.code_filename)?,
         first_line,
-        lines: LineTable::new(
-            layout.version,
-            first_line,
-            read_table(memory, layout, table)?,
-        ),
+        lines: if with_lines {
+            match read_table(memory, layout, table)? {
+                Some(table) => LineTable::new(layout.version, first_line, table),
+                None => LineTable::absent(first_line),
+            }
+        } else {
+            LineTable::absent(first_line)
+        },
     })
 }
 
-/// The content of a `bytes` object.
-fn read_table(memory: &impl Memory, layout: &Layout, address: u64) -> Result<Vec<u8>, Reason> {
+/// The content of a `bytes` object, unless it is above the bound: then the code has its names and no
+/// lines.
+fn read_table(
+    memory: &impl Memory,
+    layout: &Layout,
+    address: u64,
+) -> Result<Option<Vec<u8>>, Reason> {
     let at = |offset: u32| address.wrapping_add(offset.into());
     let size = read_u64(memory, at(layout.bytes_size)).ok_or(Reason::Unreadable)?;
     if size > TABLE_MAX as u64 {
-        return Err(Reason::TooLong);
+        return Ok(None);
     }
-    read_bytes(memory, at(layout.bytes_data), size, TABLE_MAX).ok_or(Reason::Unreadable)
+    match read_bytes(memory, at(layout.bytes_data), size, TABLE_MAX) {
+        None => Err(Reason::Unreadable),
+        table => Ok(table),
+    }
 }
 
 fn field<const N: usize>(bytes: &[u8], offset: u32) -> Option<[u8; N]> {
@@ -209,8 +258,11 @@ mod tests {
                 layout.str_length,
                 &(text.len() as u64).to_le_bytes(),
             );
-            // One byte a character, compact, ASCII.
-            put(&mut object, layout.str_state, &0x64_u32.to_le_bytes());
+            if layout.flags & layout_flags::BYTE_STRINGS == 0 {
+                // One byte a character, compact, ASCII.
+                let state = (1_u32 | 8 | 16) << layout.str_kind_shift;
+                put(&mut object, layout.str_state, &state.to_le_bytes());
+            }
             object.extend_from_slice(text.as_bytes());
             memory.put(address, &object);
         }
@@ -219,7 +271,11 @@ mod tests {
         object.extend_from_slice(&[0xe8, 4]);
         memory.put(TABLE, &object);
         let mut object = vec![0; 256];
-        put(&mut object, 0, &1_u64.to_le_bytes());
+        let count = match layout.flags & layout_flags::FREE_THREADED {
+            0 => 0,
+            _ => 12,
+        };
+        put(&mut object, count, &1_u32.to_le_bytes());
         put(&mut object, layout.object_type, &TYPE.to_le_bytes());
         put(&mut object, layout.code_name, &NAME.to_le_bytes());
         put(&mut object, layout.code_filename, &FILE.to_le_bytes());
@@ -250,14 +306,14 @@ mod tests {
 
     #[test]
     fn a_code_object_is_read_for_the_identity_that_was_sampled() {
-        for minor in rows::FIRST_MINOR..=rows::LAST_MINOR {
-            let layout = rows::layout(minor).unwrap();
+        for build in rows::Build::ALL {
+            let layout = rows::layout(build).unwrap();
             let memory = recorded(&layout, "spam", 2);
             let sampled = identity(&memory, &layout, TYPE, CODE).unwrap();
             for known in [sampled, 0] {
                 let code = read(&memory, &layout, TYPE, CODE, known).unwrap();
                 assert_eq!(code.name, "spam");
-                assert_eq!(code.qualname.is_some(), minor >= 11);
+                assert_eq!(code.qualname.is_some(), build.minor >= 11);
                 assert_eq!(code.filename, "/srv/some/folder.py");
                 assert_eq!(code.first_line, 7);
             }
@@ -265,7 +321,7 @@ mod tests {
             assert_eq!(other, Err(Reason::Replaced));
             let not_code = read(&memory, &layout, TYPE + 8, CODE, sampled);
             // Where the walk checks the type, the object was code when it was sampled.
-            let reason = match minor {
+            let reason = match build.minor {
                 11 | 12 => Reason::Replaced,
                 _ => Reason::NotCode,
             };
@@ -321,8 +377,8 @@ mod tests {
 
     #[test]
     fn an_object_that_died_while_it_was_read_is_not_named() {
-        for minor in rows::FIRST_MINOR..=rows::LAST_MINOR {
-            let layout = rows::layout(minor).unwrap();
+        for build in rows::Build::ALL.iter().filter(|build| !build.free_threaded) {
+            let layout = rows::layout(*build).unwrap();
             let with_count = |count: u64| {
                 let mut memory = recorded(&layout, "spam", 2);
                 let mut object = vec![0; 256];
@@ -343,6 +399,33 @@ mod tests {
     }
 
     #[test]
+    fn without_a_gil_an_object_lives_while_either_count_does() {
+        for build in rows::Build::ALL.iter().filter(|build| build.free_threaded) {
+            let layout = rows::layout(*build).unwrap();
+            let with_counts = |local: u32, shared: i64| {
+                let mut memory = recorded(&layout, "spam", 2);
+                let mut object = vec![0; 256];
+                assert!(memory.read(CODE, &mut object));
+                // What the collector or the allocator links objects by, and a lock.
+                put(&mut object, 0, &0x7f3a_2c41_0e40_u64.to_le_bytes());
+                put(&mut object, 10, &[1]);
+                put(&mut object, 12, &local.to_le_bytes());
+                put(&mut object, 16, &shared.to_le_bytes());
+                memory.put(CODE, &object);
+                read(&memory, &layout, TYPE, CODE, 0)
+            };
+            // Of its own thread, of others, immortal, given away by others than its own thread.
+            for (local, shared) in [(1, 0), (0, 4), (0, 7), (u32::MAX, 0), (3, -8)] {
+                assert!(with_counts(local, shared).is_ok(), "{local} {shared}");
+            }
+            // Only flags are left.
+            for shared in [0, 1, 2, 3, -4] {
+                assert_eq!(with_counts(0, shared), Err(Reason::Replaced), "{shared}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_too_long_is_not_read() {
         let layout = rows::layout(11).unwrap();
         let memory = recorded(&layout, &"n".repeat(TEXT_MAX), 2);
@@ -351,14 +434,15 @@ mod tests {
         assert_eq!(read(&memory, &layout, TYPE, CODE, 0), Err(Reason::TooLong));
         for size in [TABLE_MAX as u64 + 1, u64::MAX] {
             let memory = recorded(&layout, "spam", size);
-            assert_eq!(read(&memory, &layout, TYPE, CODE, 0), Err(Reason::TooLong));
+            let code = read(&memory, &layout, TYPE, CODE, 0).unwrap();
+            assert_eq!((code.name.as_str(), code.lines.is_known()), ("spam", false));
         }
     }
 
     #[test]
     fn any_memory_ends_without_a_panic() {
-        for minor in rows::FIRST_MINOR..=rows::LAST_MINOR {
-            let layout = rows::layout(minor).unwrap();
+        for build in rows::Build::ALL {
+            let layout = rows::layout(build).unwrap();
             for word in [
                 0,
                 1,

@@ -6,11 +6,15 @@ use profiler_ebpf::Layout;
 use profiler_ebpf::python::{CODE_SPAN_MAX, FRAME_SPAN_MAX, THREAD_SPAN_MAX};
 use thiserror::Error;
 
-use super::rows::{self, RuntimeRow};
+use super::elf::{Image, Symbol};
+use super::rows::{self, Build, RuntimeRow};
 use super::version::Stated;
 
 /// Bytes to read from the start of `_PyRuntime`: the longest table, 3.15's.
 pub(super) const LENGTH: usize = 8 * 111;
+
+/// How many bytes of variables are searched for a table that nothing names.
+const SCANNED_MAX: u64 = 16 << 20;
 
 const COOKIE: &[u8; 8] = b"xdebugpy";
 /// Where the tables begin and end: minor version and length in words.
@@ -133,9 +137,6 @@ pub(super) enum Refusal {
     /// An alpha, beta or release candidate.
     #[error("it is a pre-release ({0}), whose layout may be any; use the release")]
     PreRelease(String),
-    /// Built with `--disable-gil`.
-    #[error("it is a free-threaded build, which is not supported yet")]
-    FreeThreaded,
     /// A version without a row.
     #[error("only 3.13 to 3.15 have known _Py_DebugOffsets")]
     Version,
@@ -153,6 +154,37 @@ pub(super) enum Refusal {
 pub(super) fn version(bytes: &[u8]) -> Option<Stated> {
     let hex = u32::try_from(word(bytes, 1)?).ok()?;
     (bytes.starts_with(COOKIE)).then(|| Stated::from_hex(hex))
+}
+
+/// Where such a table is, in an image that has no symbol or section to name it: among its variables.
+pub(super) fn find(image: &Image) -> Option<Symbol> {
+    let segments = image.segments.iter().filter(|segment| segment.writable);
+    let mut left = SCANNED_MAX;
+    for segment in segments {
+        let length = segment.file_size.min(left);
+        left -= length;
+        let Some(bytes) = image.bytes(segment.address, length) else {
+            continue;
+        };
+        let skip = (8 - segment.address % 8) % 8;
+        let words = bytes.get(skip as usize..).unwrap_or_default().chunks(8);
+        let mut at = words.enumerate().filter(|(_, word)| word == COOKIE);
+        let found = at.find_map(|(index, _)| {
+            let at = skip + 8 * index as u64;
+            let stated = version(bytes.get(at as usize..)?)?;
+            let known = WORDS
+                .iter()
+                .any(|(minor, _)| *minor == stated.version.minor);
+            (stated.version.major == 3 && known).then_some(at)
+        });
+        if let Some(at) = found {
+            return Some(Symbol {
+                address: segment.address.checked_add(at)?,
+                size: segment.file_size - at,
+            });
+        }
+    }
+    None
 }
 
 /// The layout and the runtime's offsets as the table at the start of `bytes` has them; what it
@@ -176,10 +208,19 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Layout, RuntimeRow), Refusal> {
         let length = bytes.len();
         return Err(Refusal::Damaged(format!("{length} bytes of {}", 8 * words)));
     }
-    if word(bytes, 2) != Some(0) {
-        return Err(Refusal::FreeThreaded);
-    }
-    let (Some(mut layout), Some(mut runtime)) = (rows::layout(minor), rows::runtime(minor)) else {
+    let free_threaded = match word(bytes, 2) {
+        Some(0) => false,
+        Some(1) => true,
+        odd => {
+            return Err(absurd(
+                "_Py_DebugOffsets",
+                "free_threaded",
+                odd.unwrap_or(0),
+            ));
+        }
+    };
+    let build = Build::new(3, minor, free_threaded);
+    let (Some(mut layout), Some(mut runtime)) = (rows::layout(build), rows::runtime(build)) else {
         return Err(Refusal::Version);
     };
 
@@ -199,6 +240,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Layout, RuntimeRow), Refusal> {
     layout.thread_frame = thread.pointer("current_frame")?;
     layout.thread_interpreter = thread.pointer("interp")?;
     match minor {
+        // `state`, of which the table says nothing.
+        _ if free_threaded => {
+            layout.gil_offset = thread.check("state", layout.gil_offset.into(), 4)?;
+        }
         13 => layout.gil_offset = thread.at("status", 4)?,
         // 3.14 has `holds_gil` but does not say where.
         14 => layout.gil_offset = thread.check("holds_gil", layout.gil_offset.into(), 4)?,
@@ -223,9 +268,15 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Layout, RuntimeRow), Refusal> {
     layout.frame_previous = frame.pointer("previous")?;
     layout.frame_instruction = frame.pointer("instr_ptr")?;
     layout.frame_owner = frame.at("owner", 1)?;
+    if layout.frame_tlbc != 0 {
+        layout.frame_tlbc = frame.at("tlbc_index", 4)?;
+    }
 
     let code = table.structure("code_object", 4096)?;
     layout.code_bytes = code.at("co_code_adaptive", 2)?;
+    if layout.code_tlbc != 0 {
+        layout.code_tlbc = code.pointer("co_tlbc")?;
+    }
     let code = code.no_more_than(CODE_SPAN_MAX - 8);
     layout.code_filename = code.pointer("filename")?;
     layout.code_name = code.pointer("name")?;
@@ -246,7 +297,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Layout, RuntimeRow), Refusal> {
     if minor >= 15 {
         layout.str_compact = unicode.pointer("compactunicodeobject_size")?;
     }
-    layout.code_span = rows::code_span(&layout);
+    (layout.code_start, layout.code_span) = rows::code_bounds(&layout);
     Ok((layout, runtime))
 }
 
@@ -263,14 +314,18 @@ struct Structure<'a> {
     size: u64,
 }
 
+/// Which word of the table of this minor version is that field.
+fn index(minor: u8, structure: &str, field: &str) -> Option<usize> {
+    let mut fields = FIELDS
+        .iter()
+        .filter(|(since, ..)| *since <= minor)
+        .flat_map(|(_, name, fields)| fields.iter().map(move |field| (*name, *field)));
+    Some(3 + fields.position(|at| at == (structure, field))?)
+}
+
 impl Table<'_> {
     fn value(&self, structure: &str, field: &str) -> Option<u64> {
-        let fields = FIELDS
-            .iter()
-            .filter(|(since, ..)| *since <= self.minor)
-            .flat_map(|(_, name, fields)| fields.iter().map(move |field| (*name, *field)));
-        let index = 3 + fields.into_iter().position(|at| at == (structure, field))?;
-        word(self.bytes, index)
+        word(self.bytes, index(self.minor, structure, field)?)
     }
 
     fn structure(&self, name: &'static str, limit: u64) -> Result<Structure<'_>, Refusal> {

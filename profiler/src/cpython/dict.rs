@@ -1,5 +1,6 @@
-//! Reads a dictionary of the target: its entries in order, in every table shape that CPython 3.6 to
-//! 3.15 use (`Objects/dict-common.h`, from 3.11 `Include/internal/pycore_dict.h`). Bounded.
+//! Reads a dictionary of the target: its entries in order, in every table shape that CPython 2.7 and
+//! 3.6 to 3.15 use (`Include/dictobject.h`, `Objects/dict-common.h`, from 3.11
+//! `Include/internal/pycore_dict.h`). Bounded.
 
 use profiler_ebpf::Layout;
 use profiler_ebpf::python::Memory;
@@ -9,17 +10,26 @@ use crate::memory::{read_bytes, read_u64};
 /// Most entries that are looked at.
 const ENTRIES_MAX: u64 = 65_536;
 
-/// `PyDictObject.ma_keys` and `ma_values`.
-const KEYS: u64 = 32;
-const VALUES: u64 = 40;
+/// `PyDictObject.ma_keys` and `ma_values`, from the type's pointer on.
+const KEYS: u64 = 24;
+const VALUES: u64 = 32;
+/// `PyDictObject.ma_mask` and `ma_table` of 2.7.
+const OLD_MASK: u64 = 32;
+const OLD_TABLE: u64 = 40;
 
 /// Keys and values, the entries that are in use.
 pub(super) type Entries = std::vec::IntoIter<(u64, u64)>;
 
 /// The entries of the dictionary at `address`.
 pub(super) fn entries(memory: &impl Memory, layout: &Layout, address: u64) -> Option<Entries> {
-    let keys = read_u64(memory, address.wrapping_add(KEYS))?;
-    match read_u64(memory, address.wrapping_add(VALUES))? {
+    if layout.version < 0x300 {
+        let count = read_u64(memory, address.wrapping_add(OLD_MASK))?.checked_add(1)?;
+        let start = read_u64(memory, address.wrapping_add(OLD_TABLE))?;
+        return Some(in_use(pairs(memory, start, count, true)?));
+    }
+    let fields = address.wrapping_add(layout.object_type.into());
+    let keys = read_u64(memory, fields.wrapping_add(KEYS))?;
+    match read_u64(memory, fields.wrapping_add(VALUES))? {
         0 => {
             let entries = table(memory, layout, keys)?;
             Some(in_use(entries))
@@ -83,6 +93,11 @@ fn table(memory: &impl Memory, layout: &Layout, keys: u64) -> Option<Vec<(u64, u
             (keys.wrapping_add(32 + indices), count, shape[2] == 0)
         }
     };
+    pairs(memory, start, count, with_hash)
+}
+
+/// Keys and values of `count` entries from `start` on.
+fn pairs(memory: &impl Memory, start: u64, count: u64, with_hash: bool) -> Option<Vec<(u64, u64)>> {
     if count > ENTRIES_MAX {
         return None;
     }

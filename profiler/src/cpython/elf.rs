@@ -1,6 +1,9 @@
 //! Reads the few parts of an ELF file (x86-64, little-endian) that tell whether it is a CPython:
-//! named symbols, named sections, bytes at a virtual address. The file belongs to whoever runs it:
-//! each size is bounded before it is read, and what makes no sense is an absence.
+//! named symbols, named sections, bytes at a virtual address. Of a file that is gone it reads what a
+//! process has mapped. The file belongs to whoever runs it: each size is bounded before it is read,
+//! and what makes no sense is an absence.
+
+mod dynamic;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -10,6 +13,8 @@ use std::os::unix::fs::FileExt;
 use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64, ProgramHeader64, SectionHeader64, Sym64};
 use object::pod::{Pod, from_bytes, slice_from_all_bytes};
+
+use crate::memory::{ProcessMemory, read_bytes};
 
 /// Most program headers, section headers, and bytes of one string or symbol table that are read:
 /// far above a CPython's own (some thousand symbols), so that a claim of more costs nothing.
@@ -29,6 +34,7 @@ pub(super) struct Segment {
     pub file_size: u64,
     pub memory_size: u64,
     pub executable: bool,
+    pub writable: bool,
 }
 
 /// A defined symbol.
@@ -47,9 +53,11 @@ pub(super) enum Table {
     Full,
 }
 
-/// An open ELF file.
+/// An open ELF file, or one that a process has mapped.
 pub(super) struct Image {
     file: Budgeted,
+    /// Address and length of the dynamic segment.
+    dynamic: Option<(u64, u64)>,
     sections: Vec<SectionHeader64<LE>>,
     names: Vec<u8>,
     pub segments: Vec<Segment>,
@@ -58,9 +66,32 @@ pub(super) struct Image {
 impl Image {
     /// Reads the headers; `None` when the file is no executable or library for this machine.
     pub(super) fn open(file: File) -> Option<Image> {
+        let length = file.metadata().ok()?.len();
+        Image::read(Content::File { file, length })
+    }
+
+    /// The file whose first bytes a process has mapped at `start`: its headers and segments are in
+    /// memory, the rest of it is not.
+    pub(super) fn mapped(memory: ProcessMemory, start: u64) -> Option<Image> {
+        let bias = 0;
+        let mut image = Image::read(Content::Memory {
+            memory,
+            start,
+            bias,
+        })?;
+        let first = image.segments.iter().find(|segment| segment.offset == 0)?;
+        let bias = start.wrapping_sub(first.address & !0xfff);
+        image.file.content = Content::Memory {
+            memory,
+            start,
+            bias,
+        };
+        Some(image)
+    }
+
+    fn read(content: Content) -> Option<Image> {
         let file = Budgeted {
-            length: file.metadata().ok()?.len(),
-            file,
+            content,
             left: Cell::new(FILE_MAX),
         };
         let header = file.read(0, 64)?;
@@ -76,8 +107,13 @@ impl Image {
             return None;
         }
         let count = header.e_phnum.get(LE).min(PROGRAM_HEADERS_MAX);
-        let segments = file
-            .table::<ProgramHeader64<LE>>(header.e_phoff.get(LE), count)?
+        let headers = file.table::<ProgramHeader64<LE>>(header.e_phoff.get(LE), count)?;
+        let mut dynamic = headers
+            .iter()
+            .filter(|segment| segment.p_type.get(LE) == elf::PT_DYNAMIC)
+            .map(|segment| (segment.p_vaddr.get(LE), segment.p_memsz.get(LE)));
+        let dynamic = dynamic.next();
+        let segments = headers
             .iter()
             .filter(|segment| segment.p_type.get(LE) == elf::PT_LOAD)
             .map(|segment| Segment {
@@ -86,13 +122,18 @@ impl Image {
                 file_size: segment.p_filesz.get(LE),
                 memory_size: segment.p_memsz.get(LE),
                 executable: segment.p_flags.get(LE) & elf::PF_X != 0,
+                writable: segment.p_flags.get(LE) & elf::PF_W != 0,
             })
             .collect();
-        // Section headers may be gone or damaged in a file that runs.
-        let count = header.e_shnum.get(LE).min(SECTION_HEADERS_MAX);
+        // Section headers may be gone or damaged in a file that runs, and are not mapped.
+        let count = match file.content {
+            Content::File { .. } => header.e_shnum.get(LE).min(SECTION_HEADERS_MAX),
+            Content::Memory { .. } => 0,
+        };
         let sections = file.table::<SectionHeader64<LE>>(header.e_shoff.get(LE), count);
         let mut image = Image {
             file,
+            dynamic,
             sections: sections.unwrap_or_default(),
             names: Vec::new(),
             segments,
@@ -128,34 +169,26 @@ impl Image {
             Table::Full => elf::SHT_SYMTAB,
         };
         let mut sections = self.sections.iter();
-        if let Some(section) = sections.find(|section| section.sh_type.get(LE) == kind) {
-            self.look_up(section, wanted, found);
+        let tables = match sections.find(|section| section.sh_type.get(LE) == kind) {
+            Some(section) => self
+                .bytes_of(section)
+                .zip(self.section_at(section.sh_link.get(LE) as usize)),
+            None if table == Table::Dynamic => self.dynamic_symbols().and_then(|symbols| {
+                let (at, length) = symbols.table;
+                let symbols_and = self.bytes(at, length)?;
+                let (at, length) = symbols.names;
+                Some((symbols_and, self.bytes(at, length)?))
+            }),
+            None => None,
+        };
+        if let Some((symbols, names)) = tables {
+            look_up(&symbols, &names, wanted, found);
         }
     }
 
-    fn look_up<'n>(
-        &self,
-        section: &SectionHeader64<LE>,
-        wanted: &[&'n str],
-        found: &mut HashMap<&'n str, Symbol>,
-    ) -> Option<()> {
-        let symbols = self.bytes_of(section)?;
-        let names = self.section_at(section.sh_link.get(LE) as usize)?;
-        // A table that ends within an entry keeps its whole ones.
-        let whole = symbols.len() - symbols.len() % size_of::<Sym64<LE>>();
-        for symbol in slice_from_all_bytes::<Sym64<LE>>(&symbols[..whole]).ok()? {
-            let at = symbol.st_name.get(LE) as usize;
-            let Some(name) = wanted.iter().find(|name| is_at(&names, at, name)) else {
-                continue;
-            };
-            if symbol.st_shndx.get(LE) != elf::SHN_UNDEF {
-                found.entry(*name).or_insert(Symbol {
-                    address: symbol.st_value.get(LE),
-                    size: symbol.st_size.get(LE),
-                });
-            }
-        }
-        Some(())
+    /// Whether the file has section headers to go by.
+    pub(super) fn has_sections(&self) -> bool {
+        !self.sections.is_empty()
     }
 
     /// Up to `length` bytes that the file has for `address`: fewer where its segment ends.
@@ -165,7 +198,21 @@ impl Image {
             (skip < segment.file_size).then_some((segment, skip))
         })?;
         let length = length.min(segment.file_size - skip);
-        self.file.read(segment.offset.checked_add(skip)?, length)
+        match self.file.content {
+            Content::File { .. } => self.file.read(segment.offset.checked_add(skip)?, length),
+            Content::Memory { start, bias, .. } => {
+                let offset = address.wrapping_add(bias).wrapping_sub(start);
+                self.file.read(offset, length)
+            }
+        }
+    }
+
+    /// How far from its own addresses it was read.
+    fn bias(&self) -> u64 {
+        match self.file.content {
+            Content::File { .. } => 0,
+            Content::Memory { bias, .. } => bias,
+        }
     }
 
     /// Whether the program has memory at `address`, in the file or zeroed.
@@ -190,10 +237,47 @@ impl Image {
     }
 }
 
+/// Adds to `found` those of `wanted` that a table of symbols defines.
+fn look_up<'n>(
+    symbols: &[u8],
+    names: &[u8],
+    wanted: &[&'n str],
+    found: &mut HashMap<&'n str, Symbol>,
+) -> Option<()> {
+    // A table that ends within an entry keeps its whole ones.
+    let whole = symbols.len() - symbols.len() % size_of::<Sym64<LE>>();
+    for symbol in slice_from_all_bytes::<Sym64<LE>>(&symbols[..whole]).ok()? {
+        let at = symbol.st_name.get(LE) as usize;
+        let Some(name) = wanted.iter().find(|name| is_at(names, at, name)) else {
+            continue;
+        };
+        if symbol.st_shndx.get(LE) != elf::SHN_UNDEF {
+            found.entry(*name).or_insert(Symbol {
+                address: symbol.st_value.get(LE),
+                size: symbol.st_size.get(LE),
+            });
+        }
+    }
+    Some(())
+}
+
+/// Where the bytes are.
+enum Content {
+    File {
+        file: File,
+        length: u64,
+    },
+    /// The file's first byte is at `start`; its address 0 would be at `bias`.
+    Memory {
+        memory: ProcessMemory,
+        start: u64,
+        bias: u64,
+    },
+}
+
 /// A file of which at most [`FILE_MAX`] bytes are read.
 struct Budgeted {
-    file: File,
-    length: u64,
+    content: Content,
     /// Bytes that may still be read.
     left: Cell<u64>,
 }
@@ -201,13 +285,27 @@ struct Budgeted {
 impl Budgeted {
     /// `length` bytes at `offset`, unless they are too many or the file ends before.
     fn read(&self, offset: u64, length: u64) -> Option<Vec<u8>> {
-        let end = offset.checked_add(length)?;
-        if length > TABLE_MAX || end > self.length {
+        if length > TABLE_MAX {
             return None;
         }
-        self.left.set(self.left.get().checked_sub(length)?);
-        let mut bytes = vec![0; usize::try_from(length).ok()?];
-        self.file.read_exact_at(&mut bytes, offset).ok()?;
+        let left = self.left.get().checked_sub(length)?;
+        let bytes = match &self.content {
+            Content::File { file, length: end } => {
+                if offset.checked_add(length)? > *end {
+                    return None;
+                }
+                let mut bytes = vec![0; usize::try_from(length).ok()?];
+                file.read_exact_at(&mut bytes, offset).ok()?;
+                bytes
+            }
+            Content::Memory { memory, start, .. } => read_bytes(
+                memory,
+                start.wrapping_add(offset),
+                length,
+                TABLE_MAX as usize,
+            )?,
+        };
+        self.left.set(left);
         Some(bytes)
     }
 

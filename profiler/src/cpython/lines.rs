@@ -1,6 +1,6 @@
 //! Line tables: from a code object's `co_lnotab` or `co_linetable` and an instruction to a line.
-//! Three encodings: pairs of increments up to 3.9 (`Objects/lnotab_notes.txt` of 3.9), ranges in
-//! 3.10 (the same file of 3.10), locations with columns from 3.11 (`Objects/locations.md`).
+//! Three encodings: pairs of increments up to 3.9 (`Objects/lnotab_notes.txt` of 2.7 and 3.9), ranges
+//! in 3.10 (the same file of 3.10), locations with columns from 3.11 (`Objects/locations.md`).
 //! A table is foreign bytes: any content ends, and gives a line, perhaps a wrong one, or none.
 
 /// The bytes of one code unit, an opcode and its argument.
@@ -16,9 +16,12 @@ pub struct LineTable {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Encoding {
+    /// As in Python 2, where a line is never below the one before.
+    UnsignedIncrements,
     Increments,
     Ranges,
     Locations,
+    Absent,
 }
 
 impl LineTable {
@@ -26,7 +29,8 @@ impl LineTable {
     /// `first_line`.
     pub fn new(version: u32, first_line: u32, table: Vec<u8>) -> LineTable {
         let encoding = match version {
-            ..0x30a => Encoding::Increments,
+            ..0x300 => Encoding::UnsignedIncrements,
+            0x300..0x30a => Encoding::Increments,
             0x30a => Encoding::Ranges,
             _ => Encoding::Locations,
         };
@@ -35,6 +39,20 @@ impl LineTable {
             first_line,
             table: table.into(),
         }
+    }
+
+    /// Of a code object whose table is not known: it has no lines.
+    pub fn absent(first_line: u32) -> LineTable {
+        LineTable {
+            encoding: Encoding::Absent,
+            first_line,
+            table: Box::default(),
+        }
+    }
+
+    /// Whether the table is known.
+    pub fn is_known(&self) -> bool {
+        self.encoding != Encoding::Absent
     }
 
     /// How many bytes the table takes.
@@ -51,23 +69,27 @@ impl LineTable {
         }
         let instruction = i64::from(instruction);
         let line = match self.encoding {
-            Encoding::Increments => Some(self.increments(instruction)),
+            Encoding::UnsignedIncrements => Some(self.increments(instruction, i64::from)),
+            Encoding::Increments => {
+                Some(self.increments(instruction, |lines| i64::from(lines as i8)))
+            }
             Encoding::Ranges => self.ranges(instruction * CODE_UNIT),
             Encoding::Locations => self.locations(instruction),
+            Encoding::Absent => None,
         };
         line.and_then(|line| u32::try_from(line).ok())
     }
 
-    /// Pairs of an unsigned increment of the offset and a signed one of the line, each pair valid
-    /// from the offset that it leads to.
-    fn increments(&self, offset: i64) -> i64 {
+    /// Pairs of an unsigned increment of the offset and one of the line, which `of_line` gives its
+    /// sign, each pair valid from the offset that it leads to.
+    fn increments(&self, offset: i64, of_line: impl Fn(u8) -> i64) -> i64 {
         let (mut at, mut line) = (0, i64::from(self.first_line));
         for [bytes, lines] in self.table.as_chunks().0 {
             at += i64::from(*bytes);
             if at > offset {
                 break;
             }
-            line += i64::from(*lines as i8);
+            line += of_line(*lines);
         }
         line
     }
@@ -183,19 +205,27 @@ mod tests {
     #[test]
     fn every_version_gives_the_lines_that_its_interpreter_gives() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/lines");
-        for minor in 6..=15_u32 {
-            let path = format!("{folder}/3.{minor}.json");
+        for (version, name) in [(0x207, "2.7".to_owned())]
+            .into_iter()
+            .chain((6..=15).map(|minor| (0x300 + minor, format!("3.{minor}"))))
+        {
+            let path = format!("{folder}/{name}.json");
             let recorded = std::fs::read(&path).expect(&path);
             let codes: Vec<Code> = serde_json::from_slice(&recorded).unwrap();
             assert!(codes.len() >= 24, "{path}: {} code objects", codes.len());
-            let unit = if minor == 10 { 1 } else { 2 };
+            // In 3.10 an instruction is a number of code units, in 2.7 each byte has its line.
+            let unit = if matches!(version, 0x207 | 0x30a) {
+                1
+            } else {
+                2
+            };
             for code in codes {
-                let table = LineTable::new(0x300 + minor, code.first, unhex(&code.table));
+                let table = LineTable::new(version, code.first, unhex(&code.table));
                 let mut at = 0;
                 for (length, line) in code.runs {
                     for _ in 0..length {
-                        let name = &code.name;
-                        assert_eq!(table.line(at), line, "3.{minor} {name} at {at}");
+                        let function = &code.name;
+                        assert_eq!(table.line(at), line, "{name} {function} at {at}");
                         at += unit;
                     }
                 }
@@ -224,6 +254,13 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_is_not_known_has_no_lines() {
+        let absent = LineTable::absent(7);
+        assert_eq!((absent.line(-1), absent.line(0)), (Some(7), None));
+        assert!(!absent.is_known() && LineTable::new(0x30b, 7, vec![]).is_known());
+    }
+
+    #[test]
     fn any_bytes_end_without_a_panic() {
         let mut state = 7_u64;
         let mut random = move || {
@@ -237,7 +274,7 @@ mod tests {
             // Every other table has many continued numbers.
             let bytes = (0..length).map(|_| random() as u8 | if round % 2 == 0 { 0 } else { 0x40 });
             let bytes: Vec<u8> = bytes.collect();
-            for version in [0x306, 0x309, 0x30a, 0x30b, 0x30f] {
+            for version in [0x207, 0x306, 0x309, 0x30a, 0x30b, 0x30f] {
                 let first = if round % 3 == 0 { u32::MAX } else { random() };
                 let table = LineTable::new(version, first, bytes.clone());
                 for instruction in [i32::MIN, -1, 0, 1, 64, i32::MAX, random() as i32] {

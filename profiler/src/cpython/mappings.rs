@@ -13,7 +13,7 @@ const MAPS_MAX: u64 = 16 << 20;
 
 /// The first executable mapping of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mapping {
+pub struct Mapping {
     pub start: u64,
     pub end: u64,
     /// Where in the file it begins, bytes.
@@ -36,7 +36,23 @@ pub(super) fn executable_files(pid: u32) -> Result<Vec<Mapping>> {
     Ok(parse(&String::from_utf8_lossy(&text)))
 }
 
-fn parse(text: &str) -> Vec<Mapping> {
+/// Where process `pid` has mapped the first byte of the file that `mapping` is a part of.
+pub(super) fn first_byte(pid: u32, mapping: &Mapping) -> Option<u64> {
+    let mut text = Vec::new();
+    let file = File::open(format!("/proc/{pid}/maps")).ok()?;
+    file.take(MAPS_MAX).read_to_end(&mut text).ok()?;
+    first_byte_in(&String::from_utf8_lossy(&text), mapping)
+}
+
+pub(super) fn first_byte_in(text: &str, mapping: &Mapping) -> Option<u64> {
+    let parts = text.lines().filter_map(parse_any);
+    let of_file =
+        parts.filter(|(_, _, part)| part.inode == mapping.inode && part.path == mapping.path);
+    let mut before = of_file.filter(|(_, _, part)| part.offset == 0 && part.start <= mapping.start);
+    before.next_back().map(|(_, _, part)| part.start)
+}
+
+pub(super) fn parse(text: &str) -> Vec<Mapping> {
     let mut files = Vec::new();
     let mut known = std::collections::HashSet::new();
     for (device, mapping) in text.lines().filter_map(parse_line) {
@@ -49,6 +65,12 @@ fn parse(text: &str) -> Vec<Mapping> {
 
 /// An executable file mapping and its device: `start-end perms offset device inode path`.
 fn parse_line(line: &str) -> Option<(&str, Mapping)> {
+    let (device, executable, mapping) = parse_any(line)?;
+    executable.then_some((device, mapping))
+}
+
+/// A file mapping, its device, and whether it is executable.
+fn parse_any(line: &str) -> Option<(&str, bool, Mapping)> {
     let mut fields = line.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
     let executable = fields.next()?.as_bytes().get(2) == Some(&b'x');
@@ -56,7 +78,7 @@ fn parse_line(line: &str) -> Option<(&str, Mapping)> {
     let device = fields.next()?;
     let inode = fields.next()?.parse().ok()?;
     let path = fields.next()?.trim_start();
-    if !executable || inode == 0 {
+    if inode == 0 {
         return None;
     }
     let mapping = Mapping {
@@ -66,7 +88,7 @@ fn parse_line(line: &str) -> Option<(&str, Mapping)> {
         inode,
         path: path.to_owned(),
     };
-    (mapping.start < mapping.end).then_some((device, mapping))
+    (mapping.start < mapping.end).then_some((device, executable, mapping))
 }
 
 impl Mapping {
@@ -121,6 +143,22 @@ mod tests {
             ]
         );
         assert_eq!(files[1].name(), PathBuf::from("/tmp/a b"));
+    }
+
+    #[test]
+    fn the_first_byte_of_a_file_lies_before_its_code() {
+        let text = "00400000-00420000 r--p 00000000 fe:00 12  /usr/bin/python3.11\n\
+             00420000-00700000 r-xp 00020000 fe:00 12  /usr/bin/python3.11\n\
+             00800000-00801000 r--p 00000000 fe:00 13  /usr/lib/a.so (deleted)\n\
+             00900000-00901000 r--p 00000000 fe:00 13  /usr/lib/a.so (deleted)\n\
+             00901000-00902000 r-xp 00001000 fe:00 13  /usr/lib/a.so (deleted)\n\
+             00a00000-00a01000 r--p 00000000 fe:00 13  /usr/lib/a.so (deleted)\n\
+             00b01000-00b02000 r-xp 00001000 fe:00 14  /usr/lib/b.so\n";
+        let found: Vec<_> = parse(text)
+            .iter()
+            .map(|mapping| first_byte_in(text, mapping))
+            .collect();
+        assert_eq!(found, [Some(0x40_0000), Some(0x90_0000), None]);
     }
 
     #[test]

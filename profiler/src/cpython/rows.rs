@@ -1,18 +1,85 @@
-//! Offsets in the structures of CPython 3.6 to 3.15 (x86-64, with a GIL), one column per minor
-//! version, and the [`Layout`] that each column makes.
+//! Offsets in the structures of CPython 2.7 and 3.6 to 3.15 (x86-64), one column per [`Build`], and
+//! the [`Layout`] that each column makes.
 //!
 //! `cargo xtask layouts --check` compiles against the headers of the installed Pythons and compares.
 //! From 3.13 on, what the binary's own `_Py_DebugOffsets` says goes over these values.
 
+use std::fmt;
+
 use profiler_ebpf::{Chain, Gil, Layout, layout_flags};
 
-/// The first supported minor version of Python 3: the first column.
-pub(super) const FIRST_MINOR: u8 = 6;
-/// The last supported minor version of Python 3: the last column.
-pub(super) const LAST_MINOR: u8 = 15;
-const COLUMNS: usize = (LAST_MINOR - FIRST_MINOR + 1) as usize;
+use super::version::Version;
 
-/// One value per minor version, 3.6 first; 0 where the version has no such field.
+/// The first supported minor version of Python 3.
+pub(super) const FIRST_MINOR: u8 = 6;
+/// The last supported minor version of Python 3.
+pub(super) const LAST_MINOR: u8 = 15;
+/// The first minor version that can be built without a GIL.
+const FIRST_FREE_THREADED: u8 = 13;
+const COLUMNS: usize = Build::ALL.len();
+
+/// What decides how CPython lays out its structures: the minor version, and whether it was built to
+/// run without a GIL (`--disable-gil`, the `t` of `python3.13t`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Build {
+    pub major: u8,
+    pub minor: u8,
+    pub free_threaded: bool,
+}
+
+impl Build {
+    /// Every build that has a column, in the order of the columns.
+    pub const ALL: [Build; 14] = [
+        Build::new(2, 7, false),
+        Build::new(3, 6, false),
+        Build::new(3, 7, false),
+        Build::new(3, 8, false),
+        Build::new(3, 9, false),
+        Build::new(3, 10, false),
+        Build::new(3, 11, false),
+        Build::new(3, 12, false),
+        Build::new(3, 13, false),
+        Build::new(3, 14, false),
+        Build::new(3, 15, false),
+        Build::new(3, FIRST_FREE_THREADED, true),
+        Build::new(3, 14, true),
+        Build::new(3, 15, true),
+    ];
+
+    /// The build of this version with these properties.
+    pub const fn new(major: u8, minor: u8, free_threaded: bool) -> Build {
+        Build {
+            major,
+            minor,
+            free_threaded,
+        }
+    }
+
+    /// As `Layout::version` has it.
+    fn version(self) -> u32 {
+        u32::from(self.major) << 8 | u32::from(self.minor)
+    }
+
+    fn column(self) -> Option<usize> {
+        Build::ALL.iter().position(|build| *build == self)
+    }
+}
+
+/// Python 3.`minor` with a GIL.
+impl From<u8> for Build {
+    fn from(minor: u8) -> Build {
+        Build::new(3, minor, false)
+    }
+}
+
+impl fmt::Display for Build {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let suffix = if self.free_threaded { "t" } else { "" };
+        write!(formatter, "{}.{}{suffix}", self.major, self.minor)
+    }
+}
+
+/// One value per build, in the order of [`Build::ALL`]; 0 where it has no such field.
 type Row = [u32; COLUMNS];
 
 struct Rows {
@@ -26,11 +93,14 @@ struct Rows {
     thread_frame: Row,
     thread_id: Row,
     cframe_frame: Row,
+    thread_exceptions: Row,
+    thread_stack_top: Row,
     gil_offset: Row,
     frame_code: Row,
     frame_previous: Row,
     frame_instruction: Row,
     frame_owner: Row,
+    frame_tlbc: Row,
     code_first_line: Row,
     code_filename: Row,
     code_name: Row,
@@ -38,6 +108,8 @@ struct Rows {
     code_linetable: Row,
     code_bytes: Row,
     code_version: Row,
+    code_frame_size: Row,
+    code_tlbc: Row,
     object_type: Row,
     bytes_size: Row,
     bytes_data: Row,
@@ -50,41 +122,48 @@ struct Rows {
     type_keys: Row,
 }
 
-/// Columns: 3.6, 3.7, 3.8, 3.9, 3.10, 3.11, 3.12, 3.13, 3.14, 3.15. The first group is in
-/// `_PyRuntime` (3.6 keeps these in variables of their own); `gil_offset` is what [`Gil`] says.
+/// Columns: 2.7, 3.6, 3.7, 3.8, 3.9, 3.10, 3.11, 3.12, 3.13, 3.14, 3.15, 3.13t, 3.14t, 3.15t; those
+/// of 3.14t and 3.15t were measured with headers alone. The first group is in `_PyRuntime` (2.7 and
+/// 3.6 keep these in variables of their own); `gil_offset` is what [`Gil`] says.
+#[rustfmt::skip] // `cargo xtask layouts` reads and writes a line for each row.
 static ROWS: Rows = Rows {
-    interpreters_head: [0, 24, 32, 32, 32, 40, 40, 632, 808, 936],
-    current: [0, 1480, 1368, 568, 568, 576, 0, 0, 0, 0],
-    tss_key: [0, 1508, 1396, 588, 588, 596, 1548, 2164, 2340, 0],
-    interpreter_next: [0, 0, 0, 0, 0, 0, 0, 7264, 7272, 7264],
-    interpreter_threads: [8, 8, 8, 8, 8, 16, 72, 7344, 7344, 7336],
-    thread_next: [8, 8, 8, 8, 8, 8, 8, 8, 8, 8],
-    thread_interpreter: [16, 16, 16, 16, 16, 16, 16, 16, 16, 16],
-    thread_frame: [24, 24, 24, 24, 24, 56, 56, 72, 72, 72],
-    thread_id: [152, 176, 176, 176, 176, 152, 136, 152, 152, 176],
-    cframe_frame: [0, 0, 0, 0, 0, 8, 0, 0, 0, 0],
-    gil_offset: [0, 0, 0, 0, 0, 0, 384, 32, 36, 36],
-    frame_code: [32, 32, 32, 32, 32, 32, 0, 0, 0, 0],
-    frame_previous: [24, 24, 24, 24, 24, 48, 8, 8, 8, 8],
-    frame_instruction: [120, 104, 104, 104, 96, 56, 56, 56, 56, 56],
-    frame_owner: [0, 0, 0, 0, 0, 69, 70, 70, 74, 74],
-    code_first_line: [36, 36, 40, 40, 40, 72, 68, 68, 68, 68],
-    code_filename: [96, 96, 104, 104, 104, 112, 112, 112, 112, 112],
-    code_name: [104, 104, 112, 112, 112, 120, 120, 120, 120, 120],
-    code_qualname: [0, 0, 0, 0, 0, 128, 128, 128, 128, 128],
-    code_linetable: [112, 112, 120, 120, 120, 136, 136, 136, 136, 136],
-    code_bytes: [40, 40, 48, 48, 48, 184, 192, 200, 208, 208],
-    code_version: [0, 0, 0, 0, 0, 0, 92, 92, 92, 92],
-    object_type: [8, 8, 8, 8, 8, 8, 8, 8, 8, 8],
-    bytes_size: [16, 16, 16, 16, 16, 16, 16, 16, 16, 16],
-    bytes_data: [32, 32, 32, 32, 32, 32, 32, 32, 32, 32],
-    str_length: [16, 16, 16, 16, 16, 16, 16, 16, 16, 16],
-    str_hash: [24, 24, 24, 24, 24, 24, 24, 24, 24, 24],
-    str_state: [32, 32, 32, 32, 32, 32, 32, 32, 32, 32],
-    str_ascii: [48, 48, 48, 48, 48, 48, 40, 40, 40, 40],
-    str_compact: [72, 72, 72, 72, 72, 72, 56, 56, 56, 56],
-    modules: [16, 40, 56, 856, 856, 888, 944, 7656, 7688, 7592],
-    type_keys: [856, 856, 872, 864, 872, 872, 880, 880, 880, 888],
+    interpreters_head: [0, 0, 24, 32, 32, 32, 40, 40, 632, 808, 936, 632, 808, 936],
+    current: [0, 0, 1480, 1368, 568, 568, 576, 0, 0, 0, 0, 0, 0, 0],
+    tss_key: [0, 0, 1508, 1396, 588, 588, 596, 1548, 2164, 2340, 0, 2164, 2340, 0],
+    interpreter_next: [0, 0, 0, 0, 0, 0, 0, 0, 7264, 7272, 7264, 7264, 7272, 7264],
+    interpreter_threads: [8, 8, 8, 8, 8, 8, 16, 72, 7344, 7344, 7336, 7344, 7344, 7336],
+    thread_next: [0, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8],
+    thread_interpreter: [8, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16],
+    thread_frame: [16, 24, 24, 24, 24, 24, 56, 56, 72, 72, 72, 72, 72, 72],
+    thread_id: [144, 152, 176, 176, 176, 176, 152, 136, 152, 152, 176, 152, 152, 176],
+    cframe_frame: [0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0],
+    thread_exceptions: [0, 0, 0, 0, 0, 0, 0, 104, 0, 0, 0, 0, 0, 0],
+    thread_stack_top: [0, 0, 0, 0, 0, 0, 0, 240, 0, 0, 0, 0, 0, 0],
+    gil_offset: [0, 0, 0, 0, 0, 0, 0, 384, 32, 36, 36, 40, 44, 48],
+    frame_code: [32, 32, 32, 32, 32, 32, 32, 0, 0, 0, 0, 0, 0, 0],
+    frame_previous: [24, 24, 24, 24, 24, 24, 48, 8, 8, 8, 8, 8, 8, 8],
+    frame_instruction: [120, 120, 104, 104, 104, 96, 56, 56, 56, 56, 56, 56, 56, 56],
+    frame_owner: [0, 0, 0, 0, 0, 0, 69, 70, 70, 74, 74, 70, 78, 78],
+    frame_tlbc: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 72, 72],
+    code_first_line: [96, 36, 36, 40, 40, 40, 72, 68, 68, 68, 68, 84, 84, 84],
+    code_filename: [80, 96, 96, 104, 104, 104, 112, 112, 112, 112, 112, 128, 128, 128],
+    code_name: [88, 104, 104, 112, 112, 112, 120, 120, 120, 120, 120, 136, 136, 136],
+    code_qualname: [0, 0, 0, 0, 0, 0, 128, 128, 128, 128, 128, 144, 144, 144],
+    code_linetable: [104, 112, 112, 120, 120, 120, 136, 136, 136, 136, 136, 152, 152, 152],
+    code_bytes: [32, 40, 40, 48, 48, 48, 184, 192, 200, 208, 208, 216, 232, 232],
+    code_version: [0, 0, 0, 0, 0, 0, 0, 92, 92, 92, 92, 108, 108, 108],
+    code_frame_size: [0, 0, 0, 0, 0, 0, 0, 76, 0, 0, 0, 0, 0, 0],
+    code_tlbc: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 224, 224],
+    object_type: [8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 24, 24, 24],
+    bytes_size: [16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 32, 32, 32],
+    bytes_data: [36, 32, 32, 32, 32, 32, 32, 32, 32, 32, 32, 48, 48, 48],
+    str_length: [16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 32, 32, 32],
+    str_hash: [24, 24, 24, 24, 24, 24, 24, 24, 24, 24, 24, 40, 40, 40],
+    str_state: [0, 32, 32, 32, 32, 32, 32, 32, 32, 32, 32, 48, 48, 48],
+    str_ascii: [36, 48, 48, 48, 48, 48, 48, 40, 40, 40, 40, 56, 56, 56],
+    str_compact: [36, 72, 72, 72, 72, 72, 72, 56, 56, 56, 56, 72, 72, 72],
+    modules: [16, 16, 40, 56, 856, 856, 888, 944, 7656, 7688, 7592, 7664, 7712, 7592],
+    type_keys: [0, 856, 856, 872, 864, 872, 872, 880, 880, 880, 888, 896, 896, 904],
 };
 
 /// Bit of `PyThreadState._status` that is set while the thread holds the GIL (3.13,
@@ -108,6 +187,21 @@ pub(super) struct RuntimeRow {
     pub tss_key: u32,
 }
 
+impl RuntimeRow {
+    /// As this release has it. 3.7.4 aligned `PyGC_Head` to 16 bytes (`Include/objimpl.h`,
+    /// bpo-27987), and what lies behind the garbage collector's state moved.
+    pub(super) fn of_release(self, version: Version) -> RuntimeRow {
+        match (version.major, version.minor, version.micro) {
+            (3, 7, ..=3) => RuntimeRow {
+                current: self.current - 88,
+                tss_key: self.tss_key - 88,
+                ..self
+            },
+            _ => self,
+        }
+    }
+}
+
 /// What leads to the names of threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NamesRow {
@@ -117,15 +211,9 @@ pub(super) struct NamesRow {
     pub type_keys: u32,
 }
 
-fn column(minor: u8) -> Option<usize> {
-    (FIRST_MINOR..=LAST_MINOR)
-        .contains(&minor)
-        .then(|| usize::from(minor - FIRST_MINOR))
-}
-
-/// The offsets within `_PyRuntime` of Python 3.`minor`, where that is supported.
-pub(super) fn runtime(minor: u8) -> Option<RuntimeRow> {
-    let column = column(minor)?;
+/// The offsets within `_PyRuntime` of a build, where that is supported.
+pub(super) fn runtime(build: impl Into<Build>) -> Option<RuntimeRow> {
+    let column = build.into().column()?;
     Some(RuntimeRow {
         interpreters_head: ROWS.interpreters_head[column],
         current: ROWS.current[column],
@@ -133,41 +221,61 @@ pub(super) fn runtime(minor: u8) -> Option<RuntimeRow> {
     })
 }
 
-/// What leads to the names of threads of Python 3.`minor`, where that is supported.
-pub(super) fn names(minor: u8) -> Option<NamesRow> {
-    let column = column(minor)?;
+/// What leads to the names of threads, where the build is supported.
+pub(super) fn names(build: impl Into<Build>) -> Option<NamesRow> {
+    let column = build.into().column()?;
     Some(NamesRow {
         modules: ROWS.modules[column],
         type_keys: ROWS.type_keys[column],
     })
 }
 
-/// The layout of Python 3.`minor` with a GIL, where that is supported.
-pub fn layout(minor: u8) -> Option<Layout> {
-    let column = column(minor)?;
+/// The layout of a build, where that is supported; `u8` stands for Python 3 with a GIL.
+pub fn layout(build: impl Into<Build>) -> Option<Layout> {
+    let build = build.into();
+    let column = build.column()?;
     let at = |row: &Row| row[column];
-    let (chain, gil, gil_mask) = match minor {
-        ..=10 => (Chain::FrameObject, Gil::Current, 0),
-        11 => (Chain::CFrame, Gil::Current, 0),
-        12 => (Chain::CFrame, Gil::Holder, 0),
-        13 => (Chain::CurrentFrame, Gil::Status, STATUS_HOLDS_GIL),
+    let (chain, gil, gil_mask) = match (build.major, build.minor) {
+        (_, 13..) if build.free_threaded => (Chain::CurrentFrame, Gil::Attached, 0),
+        (2, _) | (_, ..=10) => (Chain::FrameObject, Gil::Current, 0),
+        (_, 11) => (Chain::CFrame, Gil::Current, 0),
+        (_, 12) => (Chain::CFrame, Gil::Holder, 0),
+        (_, 13) => (Chain::CurrentFrame, Gil::Status, STATUS_HOLDS_GIL),
         _ => (Chain::CurrentFrame, Gil::Status, u32::MAX),
     };
     let mut flags = 0;
-    if minor >= 12 {
+    if build.version() >= 0x30c {
         flags |= layout_flags::ENDS_AT_ENTRY | layout_flags::ENTRY_FRAMES;
     }
-    if matches!(minor, 11 | 12) {
+    if matches!(build.version(), 0x30b | 0x30c) {
         flags |= layout_flags::TORN_CALLS;
+    }
+    if build.major == 2 {
+        flags |= layout_flags::BYTE_STRINGS;
+    }
+    if build.free_threaded {
+        flags |= layout_flags::FREE_THREADED;
     }
     let (frame_start, frame_span) = match chain {
         Chain::FrameObject => FRAME_OBJECT,
         Chain::CFrame | Chain::CurrentFrame => INTERPRETER_FRAME,
     };
     let mut layout = Layout {
-        version: 3 << 8 | u32::from(minor),
+        version: build.version(),
         chain: chain as u32,
         flags,
+        gil: gil as u32,
+        gil_mask,
+        frame_start,
+        frame_span,
+        code_start: 0,
+        code_span: 0,
+        // A whole byte says how the string is interned.
+        str_kind_shift: if build.free_threaded && build.minor >= 14 {
+            8
+        } else {
+            2
+        },
         interpreter_next: at(&ROWS.interpreter_next),
         interpreter_threads: at(&ROWS.interpreter_threads),
         thread_next: at(&ROWS.thread_next),
@@ -175,16 +283,14 @@ pub fn layout(minor: u8) -> Option<Layout> {
         thread_frame: at(&ROWS.thread_frame),
         thread_id: at(&ROWS.thread_id),
         cframe_frame: at(&ROWS.cframe_frame),
-        gil: gil as u32,
+        thread_exceptions: at(&ROWS.thread_exceptions),
+        thread_stack_top: at(&ROWS.thread_stack_top),
         gil_offset: at(&ROWS.gil_offset),
-        gil_mask,
-        frame_start,
-        frame_span,
         frame_code: at(&ROWS.frame_code),
         frame_previous: at(&ROWS.frame_previous),
         frame_instruction: at(&ROWS.frame_instruction),
         frame_owner: at(&ROWS.frame_owner),
-        code_span: 0,
+        frame_tlbc: at(&ROWS.frame_tlbc),
         code_first_line: at(&ROWS.code_first_line),
         code_filename: at(&ROWS.code_filename),
         code_name: at(&ROWS.code_name),
@@ -192,40 +298,44 @@ pub fn layout(minor: u8) -> Option<Layout> {
         code_linetable: at(&ROWS.code_linetable),
         code_bytes: at(&ROWS.code_bytes),
         code_version: at(&ROWS.code_version),
+        code_frame_size: at(&ROWS.code_frame_size),
+        code_tlbc: at(&ROWS.code_tlbc),
         object_type: at(&ROWS.object_type),
         bytes_size: at(&ROWS.bytes_size),
         bytes_data: at(&ROWS.bytes_data),
         str_length: at(&ROWS.str_length),
         str_hash: at(&ROWS.str_hash),
         str_state: at(&ROWS.str_state),
-        str_kind_shift: 2,
         str_ascii: at(&ROWS.str_ascii),
         str_compact: at(&ROWS.str_compact),
     };
-    layout.code_span = code_span(&layout);
+    (layout.code_start, layout.code_span) = code_bounds(&layout);
     Some(layout)
 }
 
-/// How many bytes of a code object hold everything that is read of it, in whole words. The code
-/// itself (from 3.11) is not among them.
-pub(super) fn code_span(layout: &Layout) -> u32 {
-    let code = match layout.chain == Chain::FrameObject as u32 {
-        true => layout.code_bytes,
-        false => 0,
-    };
-    [
-        layout.object_type,
+/// Where in a code object that lies which is read of it, in whole words: its first byte but for
+/// the type, which is not always read, and how many bytes from the object's start hold everything.
+/// The code itself (from 3.11) is not among them.
+pub(super) fn code_bounds(layout: &Layout) -> (u32, u32) {
+    let mut fields = vec![
         layout.code_first_line,
         layout.code_filename,
         layout.code_name,
-        layout.code_qualname,
         layout.code_linetable,
-        layout.code_version,
-        code,
-    ]
-    .into_iter()
-    .fold(0, |span, offset| span.max(offset.saturating_add(8)))
-    .next_multiple_of(8)
+    ];
+    if layout.chain == Chain::FrameObject as u32 {
+        fields.push(layout.code_bytes);
+    }
+    let optional = [layout.code_qualname, layout.code_version];
+    fields.extend(optional.into_iter().filter(|offset| *offset != 0));
+    let start = fields
+        .iter()
+        .fold(u32::MAX, |start, offset| start.min(*offset));
+    let end = fields
+        .iter()
+        .chain([&layout.object_type])
+        .fold(0, |end, offset| end.max(offset.saturating_add(8)));
+    (start & !7, end.next_multiple_of(8))
 }
 
 #[cfg(test)]
@@ -239,44 +349,97 @@ mod tests {
         assert_eq!(layout(5), None);
         assert_eq!(layout(16), None);
         assert_eq!(runtime(5), None);
-        for minor in FIRST_MINOR..=LAST_MINOR {
-            let layout = layout(minor).unwrap();
-            assert_eq!(layout.version, 0x300 + u32::from(minor));
+        assert_eq!(layout(Build::new(2, 6, false)), None);
+        assert_eq!(layout(Build::new(3, 12, true)), None);
+        for build in Build::ALL {
+            let layout = layout(build).unwrap();
+            assert_eq!(layout.version, build.version());
+            let free_threaded = layout.flags & layout_flags::FREE_THREADED != 0;
+            assert_eq!(free_threaded, build.free_threaded);
         }
     }
 
     #[test]
+    fn micro_releases_that_differ_have_rows_of_their_own() {
+        let row = |minor, micro| {
+            let major = 3;
+            let version = Version {
+                major,
+                minor,
+                micro,
+            };
+            let row = runtime(minor).unwrap().of_release(version);
+            (row.interpreters_head, row.current, row.tss_key)
+        };
+        assert_eq!(row(7, 3), (24, 1392, 1420));
+        assert_eq!(row(7, 4), (24, 1480, 1508));
+        assert_eq!(row(8, 0), (32, 1368, 1396));
+    }
+
+    #[test]
     fn every_field_of_a_frame_lies_in_what_is_read() {
-        for minor in FIRST_MINOR..=LAST_MINOR {
-            let layout = layout(minor).unwrap();
+        for build in Build::ALL {
+            let layout = layout(build).unwrap();
             assert!(layout.frame_span as usize <= FRAME_SPAN_MAX);
             let end = layout.frame_start + layout.frame_span;
             for (field, size) in [
                 (layout.frame_code, 8),
                 (layout.frame_previous, 8),
-                (layout.frame_instruction, if minor < 11 { 4 } else { 8 }),
+                (
+                    layout.frame_instruction,
+                    if build.minor < 11 { 4 } else { 8 },
+                ),
             ] {
-                assert!(field >= layout.frame_start, "3.{minor}: {field}");
-                assert!(field + size <= end, "3.{minor}: {field}");
+                assert!(field >= layout.frame_start, "{build}: {field}");
+                assert!(field + size <= end, "{build}: {field}");
             }
             assert!(layout.frame_owner < end);
+            assert!(layout.frame_tlbc + 4 <= end);
         }
     }
 
     #[test]
-    fn the_span_of_a_code_object_ends_with_the_line_table() {
-        let spans = (FIRST_MINOR..=LAST_MINOR).map(|minor| layout(minor).unwrap().code_span);
-        let spans: Vec<_> = spans.collect();
-        assert_eq!(spans, [120, 120, 128, 128, 128, 144, 144, 144, 144, 144]);
-        assert!(spans.iter().all(|span| *span as usize <= CODE_SPAN_MAX));
+    fn what_is_read_of_a_code_object_is_no_more_than_needed() {
+        let bounds = Build::ALL.map(|build| {
+            let layout = layout(build).unwrap();
+            (layout.code_start, layout.code_span)
+        });
+        let expected = [
+            (32, 112),
+            (32, 120),
+            (32, 120),
+            (40, 128),
+            (40, 128),
+            (40, 128),
+            (72, 144),
+            (64, 144),
+            (64, 144),
+            (64, 144),
+            (64, 144),
+            (80, 160),
+            (80, 160),
+            (80, 160),
+        ];
+        assert_eq!(bounds, expected);
+        assert!(
+            bounds
+                .iter()
+                .all(|(_, span)| *span as usize <= CODE_SPAN_MAX)
+        );
     }
 
     #[test]
     fn the_gil_is_told_as_each_version_tells_it() {
-        let gil = |minor| {
-            let layout = layout(minor).unwrap();
+        let of = |build| {
+            let layout = layout(build).unwrap();
             (layout.gil, layout.gil_offset, layout.gil_mask)
         };
+        let gil = |minor: u8| of(Build::from(minor));
+        assert_eq!(of(Build::new(2, 7, false)), (Gil::Current as u32, 0, 0));
+        for (minor, state) in [(13, 40), (14, 44), (15, 48)] {
+            let expected = (Gil::Attached as u32, state, 0);
+            assert_eq!(of(Build::new(3, minor, true)), expected);
+        }
         assert_eq!(gil(6), (Gil::Current as u32, 0, 0));
         assert_eq!(gil(11), (Gil::Current as u32, 0, 0));
         assert_eq!(gil(12), (Gil::Holder as u32, 384, 0));

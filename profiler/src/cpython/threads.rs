@@ -6,10 +6,10 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 
-use profiler_ebpf::Layout;
 use profiler_ebpf::python::Memory;
+use profiler_ebpf::{Layout, layout_flags};
 
-use super::rows::{self, NamesRow};
+use super::rows::{self, Build, NamesRow};
 use super::unicode::read_str;
 use super::{Interpreter, dict};
 use crate::memory::{ProcessMemory, read_u32, read_u64};
@@ -23,36 +23,46 @@ const NAME_MAX: usize = 256;
 /// threads. What a process makes us follow could branch without end.
 const BUDGET: usize = 300_000;
 
-/// `PyModuleObject.md_dict` (`Include/internal/pycore_moduleobject.h`; 3.6: `moduleobject.c`).
-const MODULE_DICT: u64 = 16;
+// Offsets in objects are from the type's pointer on, with which each build's header ends.
+/// `PyModuleObject.md_dict` (`Include/internal/pycore_moduleobject.h`; before: `moduleobject.c`).
+const MODULE_DICT: u64 = 8;
 /// `PyTypeObject.tp_basicsize`, `tp_flags` and `tp_dictoffset` (`Include/cpython/object.h`), the
 /// same on every version.
-const TYPE_BASIC_SIZE: u64 = 32;
-const TYPE_FLAGS: u64 = 168;
-const TYPE_DICT_OFFSET: u64 = 288;
+const TYPE_BASIC_SIZE: u64 = 24;
+const TYPE_FLAGS: u64 = 160;
+const TYPE_DICT_OFFSET: u64 = 280;
 /// Bits of `tp_flags` (`Include/object.h`): attributes in an array behind the object (from 3.13),
 /// and a dictionary that the interpreter keeps before the object (from 3.11).
 const INLINE_VALUES: u64 = 1 << 2;
 const MANAGED_DICT: u64 = 1 << 4;
 /// Where an object's managed dictionary and, on 3.11, its array of values are pointed to, in bytes
-/// before the object.
+/// before the object (`MANAGED_DICT_OFFSET` of `Include/internal/pycore_object.h`); a free-threaded
+/// build has no collector's header between.
 const DICT_BEFORE: u64 = 24;
+const DICT_BEFORE_FREE_THREADED: u64 = 8;
 const VALUES_BEFORE: u64 = 32;
-/// The digits of an `int`, each of 30 bits, and the word with their number.
-const INT_SIZE: u64 = 16;
-const INT_DIGITS: u64 = 24;
+/// The digits of an `int`, each of 30 bits, and the word with their number, which in Python 2 is the
+/// number itself.
+const INT_SIZE: u64 = 8;
+const INT_DIGITS: u64 = 16;
 /// `offsetof(struct pthread, tid)`; glibc nptl/descr.h, x86-64, the same since 2.4. What lies
 /// elsewhere under another C library names no thread of the process, and is dropped.
 const GLIBC_TID: u64 = 0x2d0;
+/// The same of musl (src/internal/pthread_impl.h, 1.2.0 to 1.2.6).
+const MUSL_TID: u64 = 0x30;
 
 /// The names of the threads of process `pid`, by thread id as seen from our own PID namespace.
 pub fn names(pid: u32, interpreter: &Interpreter) -> HashMap<u32, String> {
     let memory = ProcessMemory::new(pid);
     let tids = tids(pid);
+    let tid_at = match interpreter.layout.flags & layout_flags::MUSL {
+        0 => GLIBC_TID,
+        _ => MUSL_TID,
+    };
     named(&memory, interpreter)
         .into_iter()
         .filter_map(|(control_block, name)| {
-            let tid = read_u32(&memory, control_block.wrapping_add(GLIBC_TID))?;
+            let tid = read_u32(&memory, control_block.wrapping_add(tid_at))?;
             Some((*tids.get(&tid)?, name))
         })
         .collect()
@@ -77,9 +87,15 @@ fn tids(pid: u32) -> HashMap<u32, u32> {
 }
 
 /// The names by thread control block, which is what `threading.get_ident()` gives on Linux.
-fn named(memory: &impl Memory, interpreter: &Interpreter) -> Vec<(u64, String)> {
+pub(super) fn named(memory: &impl Memory, interpreter: &Interpreter) -> Vec<(u64, String)> {
     let mut found = Vec::new();
-    let Some(row) = rows::names(interpreter.version.minor) else {
+    let layout = &interpreter.layout;
+    let build = Build::new(
+        interpreter.version.major,
+        interpreter.version.minor,
+        layout.flags & layout_flags::FREE_THREADED != 0,
+    );
+    let Some(row) = rows::names(build) else {
         return found;
     };
     let memory = &Budget {
@@ -88,7 +104,7 @@ fn named(memory: &impl Memory, interpreter: &Interpreter) -> Vec<(u64, String)> 
     };
     let reader = Reader {
         memory,
-        layout: &interpreter.layout,
+        layout,
         row,
     };
     let mut next = read_u64(memory, interpreter.target.interpreters);
@@ -127,15 +143,27 @@ impl<M: Memory> Reader<'_, M> {
     fn of_interpreter(&self, state: u64) -> Option<Vec<(u64, String)>> {
         let modules = self.word(state.wrapping_add(self.row.modules.into()))?;
         let threading = self.item(modules, "threading")?;
-        let globals = self.word(threading.wrapping_add(MODULE_DICT))?;
+        let globals = self.field(threading, MODULE_DICT)?;
         let active = self.item(globals, "_active")?;
         let entries = dict::entries(self.memory, self.layout, active)?;
         let names = entries.filter_map(|(ident, thread)| {
-            let name = self.attribute(thread, "_name")?;
+            let name = self.name(thread)?;
             let name = read_str(self.memory, self.layout, name, NAME_MAX).ok()?;
             Some((self.int(ident)?, name))
         });
         Some(names.collect())
+    }
+
+    /// The `str` that a `Thread` is named by.
+    fn name(&self, thread: u64) -> Option<u64> {
+        if self.layout.flags & layout_flags::BYTE_STRINGS == 0 {
+            return self.attribute(thread, "_name");
+        }
+        let dict = self.instance_dict(thread)?;
+        let mut entries = dict::entries(self.memory, self.layout, dict)?;
+        let (key, value) = entries.find(|(key, _)| self.is(*key, "_Thread__name"))?;
+        // The key is a `str`; the value may be a `unicode`, which is not read.
+        (self.class(key)? == self.class(value)?).then_some(value)
     }
 
     /// The value of a `str` key of a dictionary.
@@ -150,21 +178,23 @@ impl<M: Memory> Reader<'_, M> {
 
     /// An instance's attribute, wherever the version keeps those.
     fn attribute(&self, object: u64, name: &str) -> Option<u64> {
-        let class = self.word(object.wrapping_add(self.layout.object_type.into()))?;
-        let flags = self.word(class.wrapping_add(TYPE_FLAGS))?;
+        let class = self.class(object)?;
+        let flags = self.field(class, TYPE_FLAGS)?;
         let minor = self.layout.version & 0xff;
         if minor < 11 || flags & MANAGED_DICT == 0 {
-            let offset = self.word(class.wrapping_add(TYPE_DICT_OFFSET))?;
-            let dict = self.word(object.wrapping_add(offset))?;
-            return self.item(dict, name);
+            return self.item(self.instance_dict(object)?, name);
         }
-        let dict = self.word(object.wrapping_sub(DICT_BEFORE))?;
+        let before = match self.layout.flags & layout_flags::FREE_THREADED {
+            0 => DICT_BEFORE,
+            _ => DICT_BEFORE_FREE_THREADED,
+        };
+        let dict = self.word(object.wrapping_sub(before))?;
         let values = match minor {
             11 => self.word(object.wrapping_sub(VALUES_BEFORE))?,
             // The lowest bit tells an array from a dictionary; the array begins at the next byte.
             12 if dict & 1 != 0 => dict.wrapping_add(1),
             13.. if dict == 0 && flags & INLINE_VALUES != 0 => {
-                let size = self.word(class.wrapping_add(TYPE_BASIC_SIZE))?;
+                let size = self.field(class, TYPE_BASIC_SIZE)?;
                 object.wrapping_add(size)
             }
             _ => 0,
@@ -177,9 +207,22 @@ impl<M: Memory> Reader<'_, M> {
         entries.find_map(|(key, value)| self.is(key, name).then_some(value))
     }
 
+    /// The dictionary of an instance of a class that does not let the interpreter manage it.
+    fn instance_dict(&self, object: u64) -> Option<u64> {
+        let offset = self.field(self.class(object)?, TYPE_DICT_OFFSET)?;
+        self.word(object.wrapping_add(offset))
+    }
+
+    fn class(&self, object: u64) -> Option<u64> {
+        self.field(object, 0)
+    }
+
     /// An `int` of at most 64 bits, not negative.
     fn int(&self, object: u64) -> Option<u64> {
-        let size = self.word(object.wrapping_add(INT_SIZE))?;
+        let size = self.field(object, INT_SIZE)?;
+        if self.layout.version < 0x300 {
+            return Some(size);
+        }
         // From 3.12 on the three lowest bits are flags, of which the first two are the sign.
         let digits = match self.layout.version {
             ..0x30c => size,
@@ -189,12 +232,17 @@ impl<M: Memory> Reader<'_, M> {
             return None;
         }
         (0..digits).try_fold(0, |number, digit| {
-            let at = object.wrapping_add(INT_DIGITS + 4 * digit);
-            let value = u64::from(read_u32(self.memory, at)?);
+            let at = u64::from(self.layout.object_type) + INT_DIGITS + 4 * digit;
+            let value = u64::from(read_u32(self.memory, object.wrapping_add(at))?);
             // The third digit has room for four bits only.
             (value << (30 * digit) >> (30 * digit) == value)
                 .then_some(number | value << (30 * digit))
         })
+    }
+
+    /// The word at `offset` of an object, from its type's pointer on.
+    fn field(&self, object: u64, offset: u64) -> Option<u64> {
+        self.word(object.wrapping_add(u64::from(self.layout.object_type) + offset))
     }
 
     fn word(&self, address: u64) -> Option<u64> {
@@ -208,14 +256,15 @@ mod tests {
     use super::super::recorded::{Recorded, Same};
     use super::*;
 
-    fn interpreter(minor: u8) -> Interpreter {
+    fn interpreter(build: Build) -> Interpreter {
         Interpreter {
+            checked: true,
             version: Version {
-                major: 3,
-                minor,
+                major: build.major,
+                minor: build.minor,
                 micro: 0,
             },
-            layout: rows::layout(minor).unwrap(),
+            layout: rows::layout(build).unwrap(),
             target: profiler_ebpf::Target {
                 interpreters: 64,
                 ..Default::default()
@@ -225,22 +274,19 @@ mod tests {
 
     #[test]
     fn memory_that_leads_back_to_itself_gives_no_name_and_ends() {
-        for minor in rows::FIRST_MINOR..=rows::LAST_MINOR {
+        for build in Build::ALL {
             for word in [0, 8, 255, 40_000, u64::MAX] {
-                assert_eq!(
-                    named(&Same(word), &interpreter(minor)),
-                    [],
-                    "3.{minor} {word}"
-                );
+                let found = named(&Same(word), &interpreter(build));
+                assert_eq!(found, [], "{build} {word}");
             }
-            assert_eq!(named(&Recorded::default(), &interpreter(minor)), []);
+            assert_eq!(named(&Recorded::default(), &interpreter(build)), []);
         }
     }
 
     #[test]
     fn numbers_of_up_to_64_bits_are_read_and_longer_ones_are_not() {
-        let int = |minor, size: u64, digits: [u32; 4]| {
-            let mut object = vec![0; INT_SIZE as usize];
+        let int = |minor: u8, size: u64, digits: [u32; 4]| {
+            let mut object = vec![0; 8 + INT_SIZE as usize];
             object.extend_from_slice(&size.to_le_bytes());
             object.extend(digits.iter().flat_map(|digit| digit.to_le_bytes()));
             let mut memory = Recorded::default();

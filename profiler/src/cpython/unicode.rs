@@ -1,9 +1,10 @@
 //! Reads a `str` of the target: every storage kind that CPython 3.6 to 3.15 use
-//! (`Include/cpython/unicodeobject.h`). Lone surrogates become U+FFFD; a length above the limit or
-//! a kind that does not exist is a fault.
+//! (`Include/cpython/unicodeobject.h`), and the bytes of Python 2 (`Include/stringobject.h`), taken
+//! for UTF-8. What is no character becomes U+FFFD; a length above the limit or a kind that does not
+//! exist is a fault.
 
-use profiler_ebpf::Layout;
 use profiler_ebpf::python::Memory;
+use profiler_ebpf::{Layout, layout_flags};
 
 use crate::memory::{read_bytes, read_u32, read_u64};
 
@@ -12,7 +13,7 @@ use crate::memory::{read_bytes, read_u32, read_u64};
 pub(super) enum StrFault {
     /// It, or its characters, are not there to read.
     Unreadable,
-    /// It has more characters than the limit.
+    /// It has more characters than the limit, or bytes in Python 2.
     TooLong,
     /// Its kind is none: it is not a string, or one that was never made ready.
     NotText,
@@ -27,10 +28,15 @@ pub(super) fn read_str(
 ) -> Result<String, StrFault> {
     let at = |offset: u32| address.wrapping_add(offset.into());
     let length = read_u64(memory, at(layout.str_length)).ok_or(StrFault::Unreadable)?;
-    let state = read_u32(memory, at(layout.str_state)).ok_or(StrFault::Unreadable)?;
     if length > limit as u64 {
         return Err(StrFault::TooLong);
     }
+    if layout.flags & layout_flags::BYTE_STRINGS != 0 {
+        let bytes = read_bytes(memory, at(layout.str_ascii), length, limit);
+        let bytes = bytes.ok_or(StrFault::Unreadable)?;
+        return Ok(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    let state = read_u32(memory, at(layout.str_state)).ok_or(StrFault::Unreadable)?;
     // Three bits of kind, then `compact`, then `ascii`.
     let state = state >> layout.str_kind_shift;
     let kind = state & 7;
@@ -72,20 +78,23 @@ fn decode(bytes: &[u8], kind: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::recorded::Recorded;
-    use super::super::rows::layout;
+    use super::super::rows::{Build, layout};
     use super::*;
 
     const AT: u64 = 0x1000;
 
-    /// A string as Python 3.`minor` lays it out: `state` is kind, compact and ascii.
-    fn text(minor: u8, length: u64, state: u32, data: &[u8]) -> (Recorded, Layout) {
-        let layout = layout(minor).unwrap();
+    /// A string as a build lays it out: `state` is kind, compact and ascii.
+    fn text(build: Build, length: u64, state: u32, data: &[u8]) -> (Recorded, Layout) {
+        let layout = layout(build).unwrap();
         let mut object = vec![0; layout.str_compact as usize];
         let put = |object: &mut Vec<u8>, at: u32, bytes: &[u8]| {
             object[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
         };
         put(&mut object, layout.str_length, &length.to_le_bytes());
-        put(&mut object, layout.str_state, &(state << 2).to_le_bytes());
+        if build.major == 3 {
+            let state = state << layout.str_kind_shift;
+            put(&mut object, layout.str_state, &state.to_le_bytes());
+        }
         let mut memory = Recorded::default();
         match state & 8 {
             0 => {
@@ -103,22 +112,39 @@ mod tests {
         (memory, layout)
     }
 
-    fn read(minor: u8, length: u64, state: u32, data: &[u8]) -> Result<String, StrFault> {
-        let (memory, layout) = text(minor, length, state, data);
+    fn read(
+        build: impl Into<Build>,
+        length: u64,
+        state: u32,
+        data: &[u8],
+    ) -> Result<String, StrFault> {
+        let (memory, layout) = text(build.into(), length, state, data);
         read_str(&memory, &layout, AT, 16)
     }
 
     #[test]
     fn every_kind_is_read_on_both_sides_of_the_smaller_header() {
-        for minor in [6, 11, 12, 15] {
-            assert_eq!(read(minor, 4, 1 | 8 | 16, b"spam"), Ok("spam".into()));
-            let latin = read(minor, 3, 1 | 8, &[b'c', 0xe9, 0xff]);
+        for build in Build::ALL.into_iter().filter(|build| build.major == 3) {
+            assert_eq!(read(build, 4, 1 | 8 | 16, b"spam"), Ok("spam".into()));
+            let latin = read(build, 3, 1 | 8, &[b'c', 0xe9, 0xff]);
             assert_eq!(latin, Ok("céÿ".into()));
-            let wide = read(minor, 2, 2 | 8, &[0x42, 0x30, 0xac, 0x20]);
+            let wide = read(build, 2, 2 | 8, &[0x42, 0x30, 0xac, 0x20]);
             assert_eq!(wide, Ok("あ€".into()));
-            let astral = read(minor, 2, 4 | 8, &[0x40, 0xf4, 1, 0, b'!', 0, 0, 0]);
+            let astral = read(build, 2, 4 | 8, &[0x40, 0xf4, 1, 0, b'!', 0, 0, 0]);
             assert_eq!(astral, Ok("👀!".into()));
         }
+    }
+
+    #[test]
+    fn the_bytes_of_python_2_are_taken_for_utf_8() {
+        let old = Build::new(2, 7, false);
+        let read = |length, data| read(old, length, 1 | 8 | 16, data);
+        assert_eq!(read(4, b"spam!"), Ok("spam".into()));
+        assert_eq!(read(3, "é!".as_bytes()), Ok("é!".into()));
+        assert_eq!(read(2, b"\xff!"), Ok("\u{fffd}!".into()));
+        assert_eq!(read(17, &[b'a'; 17]), Err(StrFault::TooLong));
+        assert_eq!(read(u64::MAX, b""), Err(StrFault::TooLong));
+        assert_eq!(read(4, b"ab"), Err(StrFault::Unreadable));
     }
 
     #[test]

@@ -46,8 +46,10 @@ fn head(profile: &Profile, file: &mut Pieces) -> proto::Profile {
     let cpu = proto::ValueType { r#type: file.string("cpu"), unit: file.string("nanoseconds") };
     let samples = proto::ValueType { r#type: file.string("samples"), unit: file.string("count") };
     let started = meta.started.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let comments =
-        [concat!("pyebpf ", env!("CARGO_PKG_VERSION")).to_owned(), escape(&meta.command)];
+    let mut comments =
+        vec![concat!("pyebpf ", env!("CARGO_PKG_VERSION")).to_owned(), escape(&meta.command)];
+    let counters = profile.counters().iter();
+    comments.extend(counters.map(|(name, count)| format!("{name}: {count}")));
     proto::Profile {
         sample_type: vec![samples, cpu],
         mapping: vec![proto::Mapping {

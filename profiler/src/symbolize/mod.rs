@@ -1,9 +1,19 @@
-//! Names for what the kernel copied: the frames of every profiled process, within one budget of
-//! memory, and a count of those that could not be named.
+//! Names for what the kernel copied: the stacks of every profiled process and their frames, within
+//! one budget of memory, and a count of those that could not be named.
+//!
+//! The kernel sends a stack once and its hash from then on, so a stack may be forgotten only
+//! together with all others: when the budget is used up an *epoch* ends. The kernel is told to make
+//! every hash anew, and what was known is kept until what is on its way has been read.
 
 mod python;
+#[cfg(test)]
+mod tests;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher as _, RandomState},
+    time::{Duration, Instant},
+};
 
 use profiler_ebpf::Frame;
 use rustc_hash::FxHashMap;
@@ -11,56 +21,209 @@ use rustc_hash::FxHashMap;
 use crate::{
     cpython::{Interpreter, code::Reason},
     profile::{FrameId, Profile},
+    sample::Captured,
 };
 
 use python::{Process, Shown};
 
-/// How many bytes what is known of all processes may take. When they are used up all is read anew:
-/// a program that makes new code all the time, or huge line tables, costs time and not memory.
+/// How many bytes what is known of all processes may take in one epoch; the one before is kept for
+/// a moment. A program that makes new code all the time, or huge line tables, costs time and not
+/// memory.
 const BYTES_MAX: usize = 16 << 20;
 
+/// How long a sample may take from its hash to its place in the ring buffer: a hundred times what
+/// the longest walk does, since a virtual CPU can be stopped meanwhile.
+const IN_FLIGHT: Duration = Duration::from_millis(200);
+
 /// What is known of the code of every profiled process.
-#[derive(Default)]
 pub struct Symbols {
+    epoch: u64,
+    /// Whether the kernel has to be told of it.
+    begun: bool,
+    known: Known,
+    /// What was known when the last epoch ended, and when that was.
+    before: Option<(Known, Instant)>,
+    unknown: BTreeMap<Reason, u64>,
+    /// Working memory: the stack that is being named.
+    frames: Vec<Frame>,
+}
+
+/// What became of a stack that was to be named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// Its frames have names, or a reason why not.
+    Named,
+    /// Some have none: the kernel may have copied them at a later sample, which is read soon.
+    Wait,
+    /// The stack is not known.
+    NoStack,
+}
+
+/// What was learnt in one epoch.
+#[derive(Default)]
+struct Known {
     /// By incarnation.
     processes: FxHashMap<u32, Process>,
     bytes: usize,
-    unknown: BTreeMap<Reason, u64>,
+}
+
+impl Default for Symbols {
+    fn default() -> Symbols {
+        Symbols {
+            // No process can know it, so none can make a stack that has the hash of another's.
+            epoch: RandomState::new().hash_one(0),
+            begun: true,
+            known: Known::default(),
+            before: None,
+            unknown: BTreeMap::new(),
+            frames: Vec::new(),
+        }
+    }
 }
 
 impl Symbols {
-    /// Names the `frames` of a sample of incarnation `id`, the process `pid` with this interpreter,
-    /// appending to `named` those that are the program's own.
+    /// The epoch, if it has changed since the last call: for the kernel, at once.
+    pub fn new_epoch(&mut self) -> Option<u64> {
+        std::mem::take(&mut self.begun).then_some(self.epoch)
+    }
+
+    /// Takes in a stack of incarnation `id`, the process `pid` with this interpreter.
+    pub fn take_stack(
+        &mut self,
+        id: u32,
+        process: (u32, &Interpreter),
+        hash: u64,
+        frames: Box<[Frame]>,
+    ) {
+        self.known
+            .with(id, process, |process| process.take_stack(hash, frames));
+        self.limit();
+    }
+
+    /// Takes in what the kernel copied of a code object of a process.
+    pub fn take_code(&mut self, process: (u32, &Interpreter), code: Captured) {
+        self.known
+            .with(code.target, process, |process| process.take_code(code));
+        self.limit();
+    }
+
+    /// Names the frames of a stack of incarnation `id`, the process `pid` with this interpreter,
+    /// appending to `named` those that are the program's own, newest first. With `wait` only if all
+    /// of them have names.
     pub fn name(
         &mut self,
         id: u32,
-        (pid, interpreter): (u32, &Interpreter),
+        process: (u32, &Interpreter),
         profile: &mut Profile,
-        frames: &[Frame],
+        hash: u64,
+        wait: bool,
         named: &mut Vec<FrameId>,
-    ) {
-        for frame in frames {
-            let process = self.processes.entry(id);
-            let process = process.or_insert_with(|| Process::new(pid, interpreter));
-            let shown = process.frame(profile, frame, &mut self.bytes);
+    ) -> Naming {
+        let before = self.before.as_ref().map(|(known, _)| known);
+        let Some(frames) = [Some(&self.known), before]
+            .into_iter()
+            .flatten()
+            .find_map(|known| known.processes.get(&id)?.stack(hash))
+        else {
+            return Naming::NoStack;
+        };
+        let mut nameless = Vec::new();
+        let mut stack = std::mem::take(&mut self.frames);
+        stack.clear();
+        stack.extend_from_slice(frames);
+        for frame in &stack {
+            let before = match &mut self.before {
+                Some((before, _)) => before.processes.get_mut(&id),
+                None => None,
+            };
+            let shown = self
+                .known
+                .with(id, process, |process| process.frame(profile, frame, before));
             // After each frame: those of one deep stack alone could fill the memory.
-            if self.bytes > BYTES_MAX {
-                self.processes.clear();
-                self.bytes = 0;
-            }
+            self.limit();
             match shown {
                 Shown::As(id) => named.push(id),
                 Shown::Not => {}
                 Shown::Unknown(id, reason) => {
-                    *self.unknown.entry(reason).or_default() += 1;
+                    nameless.push(reason);
                     named.push(id);
                 }
             }
         }
+        self.frames = stack;
+        if wait && !nameless.is_empty() {
+            return Naming::Wait;
+        }
+        for reason in nameless {
+            *self.unknown.entry(reason).or_default() += 1;
+        }
+        Naming::Named
     }
 
-    /// Forgets the processes for which `keep` is false.
+    /// The ring buffer has been read to its end, which began at `start`: forgets what only samples
+    /// that were on their way could need.
+    pub fn drained(&mut self, start: Instant) {
+        let over = |ended: Instant| start.saturating_duration_since(ended) >= IN_FLIGHT;
+        self.before.take_if(|(_, ended)| over(*ended));
+    }
+
+    /// Forgets the processes for which `keep` is false. No epoch ends: their ids do not come back.
     pub fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+        self.known.retain(&keep);
+        if let Some((before, _)) = &mut self.before {
+            before.retain(&keep);
+        }
+    }
+
+    /// How many frames had no name, and why.
+    pub fn unknown(&self) -> &BTreeMap<Reason, u64> {
+        &self.unknown
+    }
+
+    /// Ends the epoch when its memory is used up; not while samples on their way may need the
+    /// stacks of the one before: then line tables are forgotten, which can be read again. Stacks
+    /// alone, which can't, may take as much once more.
+    fn limit(&mut self) {
+        if self.known.bytes > BYTES_MAX && self.before.is_some() {
+            self.known.forget_codes();
+        }
+        let most = match self.before {
+            Some(_) => 2 * BYTES_MAX,
+            None => BYTES_MAX,
+        };
+        if self.known.bytes > most {
+            self.before = Some((std::mem::take(&mut self.known), Instant::now()));
+            self.epoch = self.epoch.wrapping_add(1);
+            self.begun = true;
+        }
+    }
+}
+
+impl Known {
+    /// Does something to what is known of a process, and counts what that takes.
+    fn with<T>(
+        &mut self,
+        id: u32,
+        (pid, interpreter): (u32, &Interpreter),
+        body: impl FnOnce(&mut Process) -> T,
+    ) -> T {
+        let process = self.processes.entry(id);
+        let process = process.or_insert_with(|| Process::new(pid, interpreter));
+        let before = process.bytes();
+        let result = body(process);
+        self.bytes = self.bytes - before + process.bytes();
+        result
+    }
+
+    fn forget_codes(&mut self) {
+        for process in self.processes.values_mut() {
+            let before = process.bytes();
+            process.forget_codes();
+            self.bytes = self.bytes - before + process.bytes();
+        }
+    }
+
+    fn retain(&mut self, keep: impl Fn(u32) -> bool) {
         self.processes.retain(|&id, process| {
             let keep = keep(id);
             if !keep {
@@ -68,161 +231,5 @@ impl Symbols {
             }
             keep
         });
-    }
-
-    /// How many frames had no name, and why.
-    pub fn unknown(&self) -> &BTreeMap<Reason, u64> {
-        &self.unknown
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, SystemTime};
-
-    use profiler_ebpf::{Layout, Target, python::identity};
-
-    use super::*;
-    use crate::{
-        cpython::{self, Version},
-        memory::ProcessMemory,
-        profile::{Meta, Shape},
-    };
-
-    const FIRST_LINE: u32 = 7;
-
-    /// Code objects in the memory of this very process, which is read like any other's.
-    struct Planted {
-        layout: Layout,
-        codes: Vec<Vec<u8>>,
-        /// Their name, their file's name and their line table are one and the same.
-        #[expect(dead_code, reason = "it is read through its addresses")]
-        shared: [Vec<u8>; 3],
-    }
-
-    impl Planted {
-        fn new(count: u32, table: usize) -> Planted {
-            let layout = cpython::layout(12).unwrap();
-            let name = text(&layout, "spam");
-            let file = text(&layout, "relative.py");
-            let mut bytes = vec![0; layout.bytes_data as usize + table];
-            put(&mut bytes, layout.bytes_size, &(table as u64).to_le_bytes());
-            let shared = [name, file, bytes];
-            let address = |at: usize| (shared[at].as_ptr() as u64).to_le_bytes();
-            let code = |number: u32| {
-                let mut code = vec![0; 512];
-                put(&mut code, 0, &1_u64.to_le_bytes());
-                put(&mut code, layout.code_name, &address(0));
-                put(&mut code, layout.code_qualname, &address(0));
-                put(&mut code, layout.code_filename, &address(1));
-                put(&mut code, layout.code_linetable, &address(2));
-                put(&mut code, layout.code_first_line, &FIRST_LINE.to_le_bytes());
-                put(&mut code, layout.code_version, &number.to_le_bytes());
-                code
-            };
-            let codes = (1..=count).map(code).collect();
-            Planted {
-                layout,
-                codes,
-                shared,
-            }
-        }
-
-        fn frames(&self) -> Vec<Frame> {
-            let memory = ProcessMemory::new(std::process::id());
-            let frame = |code: &Vec<u8>| {
-                let code = code.as_ptr() as u64;
-                Frame {
-                    code,
-                    instruction: -1,
-                    identity: identity(&memory, &self.layout, 0, code).unwrap(),
-                }
-            };
-            self.codes.iter().map(frame).collect()
-        }
-
-        fn interpreter(&self) -> Interpreter {
-            Interpreter {
-                version: Version {
-                    major: 3,
-                    minor: 12,
-                    micro: 1,
-                },
-                layout: self.layout,
-                target: Target::default(),
-            }
-        }
-    }
-
-    fn put(object: &mut [u8], at: u32, bytes: &[u8]) {
-        object[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
-    }
-
-    /// A compact ASCII string.
-    fn text(layout: &Layout, text: &str) -> Vec<u8> {
-        let mut object = vec![0; layout.str_ascii as usize];
-        let length = text.len() as u64;
-        put(&mut object, layout.str_length, &length.to_le_bytes());
-        put(&mut object, layout.str_state, &0x64_u32.to_le_bytes());
-        object.extend_from_slice(text.as_bytes());
-        object
-    }
-
-    fn profile() -> Profile {
-        let meta = Meta {
-            started: SystemTime::UNIX_EPOCH,
-            rate: 99,
-            command: String::new(),
-            duration: Duration::ZERO,
-        };
-        Profile::new(meta, Shape::default(), false)
-    }
-
-    #[test]
-    fn huge_line_tables_stay_within_the_budget() {
-        const TABLE: usize = 200_000;
-        let planted = Planted::new(300, TABLE);
-        let process = (std::process::id(), &planted.interpreter());
-        let frames = planted.frames();
-        // One by one, and as one deep stack.
-        for at_once in [1, frames.len()] {
-            let mut symbols = Symbols::default();
-            let mut profile = profile();
-            let mut named = Vec::new();
-            let mut met = 0;
-            for frames in frames.chunks(at_once) {
-                symbols.name(1, process, &mut profile, frames, &mut named);
-                met += frames.len();
-                assert!(symbols.bytes <= BYTES_MAX, "{} bytes", symbols.bytes);
-                let kept: usize = symbols.processes.values().map(Process::tables).sum();
-                assert!(kept <= symbols.bytes, "{kept} bytes of tables");
-                // Nothing is thrown away before the budget is used up.
-                if met * (TABLE + 1000) < BYTES_MAX {
-                    assert_eq!(kept, met * TABLE);
-                }
-            }
-            // It is used up within a stack, too: what comes after that is kept.
-            let kept: usize = symbols.processes.values().map(Process::tables).sum();
-            assert!((TABLE..BYTES_MAX).contains(&kept), "{kept} bytes of tables");
-            assert!(symbols.unknown().is_empty(), "{:?}", symbols.unknown());
-            let line = profile.frame_of(named[0]).line;
-            assert_eq!((named.len(), line), (300, Some(FIRST_LINE)));
-        }
-    }
-
-    #[test]
-    fn what_is_forgotten_gives_its_room_back() {
-        let planted = Planted::new(3, 1000);
-        let process = (std::process::id(), &planted.interpreter());
-        let (mut symbols, mut profile) = (Symbols::default(), profile());
-        for id in [1, 2] {
-            let frames = planted.frames();
-            symbols.name(id, process, &mut profile, &frames, &mut Vec::new());
-        }
-        let both = symbols.bytes;
-        symbols.retain(|id| id == 2);
-        assert_eq!(symbols.bytes, both / 2);
-        symbols.retain(|_| false);
-        assert_eq!(symbols.bytes, 0);
     }
 }

@@ -37,6 +37,13 @@ impl Layouts {
         Ok(slot as u32)
     }
 
+    /// One process more uses the slot, which is in use.
+    pub(super) fn share(&mut self, slot: u32) {
+        if let Some((_, users)) = self.slots.get_mut(slot as usize) {
+            *users += 1;
+        }
+    }
+
     /// One process less uses the slot.
     pub(super) fn give_back(&mut self, slot: u32) {
         if let Some((_, users)) = self.slots.get_mut(slot as usize) {
@@ -65,8 +72,11 @@ mod tests {
         assert_eq!(layouts.choose(&layout(7)).unwrap(), 7);
         let error = layouts.choose(&layout(1000)).unwrap_err().to_string();
         assert!(error.contains("64 other builds"), "{error}");
-        layouts.give_back(7);
-        assert!(layouts.choose(&layout(1000)).is_err(), "7 has another user");
+        layouts.share(7);
+        for _ in 0..2 {
+            layouts.give_back(7);
+            assert!(layouts.choose(&layout(1000)).is_err(), "7 has another user");
+        }
         layouts.give_back(7);
         assert_eq!(layouts.choose(&layout(1000)).unwrap(), 7);
         layouts.give_back(u32::MAX);

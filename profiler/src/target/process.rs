@@ -3,9 +3,8 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use procfs::process::{ProcState, Stat};
 
-/// A process id in the initial PID namespace.
+/// A process id in our own PID namespace.
 pub type Pid = u32;
 
 /// Most bytes of a command line that are kept.
@@ -13,12 +12,8 @@ const COMMAND_LINE_MAX: usize = 512;
 
 /// Whether the process runs: it is there and has not ended as a zombie.
 pub fn exists(pid: Pid) -> bool {
-    stat(pid).is_some_and(|stat| {
-        !matches!(
-            stat.state(),
-            Ok(ProcState::Zombie | ProcState::Dead) | Err(_)
-        )
-    })
+    // Z: ended, not waited for yet; X: dead (proc_pid_stat(5)).
+    stat(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
 /// The process's name as `ps` shows it, or `?` when it is gone.
@@ -29,7 +24,7 @@ pub(super) fn name(pid: Pid) -> String {
 }
 
 /// The process that `tid` is a thread of, if it is not its first one.
-pub(super) fn process_of_thread(tid: Pid) -> Option<Pid> {
+pub fn process_of_thread(tid: Pid) -> Option<Pid> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
     let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
     let process = process.trim().parse().ok()?;
@@ -37,7 +32,7 @@ pub(super) fn process_of_thread(tid: Pid) -> Option<Pid> {
 }
 
 /// The arguments, separated by spaces; the name when there are none to see.
-pub(super) fn command_line(pid: Pid) -> String {
+pub fn command_line(pid: Pid) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let end = bytes.len().min(COMMAND_LINE_MAX);
     let line = String::from_utf8_lossy(&bytes[..end]).replace('\0', " ");
@@ -46,6 +41,21 @@ pub(super) fn command_line(pid: Pid) -> String {
         line if end < bytes.len() => format!("{line}…"),
         line => line.to_owned(),
     }
+}
+
+/// The children of `pid`, as its threads have them; none where the kernel does not say
+/// (CONFIG_PROC_CHILDREN).
+pub(super) fn children(pid: Pid) -> Vec<Pid> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for thread in threads.flatten() {
+        let list = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        let pids = list.split_ascii_whitespace();
+        found.extend(pids.filter_map(|pid| pid.parse::<Pid>().ok()));
+    }
+    found
 }
 
 /// Every process id that `/proc` lists.
@@ -66,7 +76,7 @@ pub(super) fn all() -> Result<Vec<Pid>> {
 pub(super) fn descendants(pid: Pid) -> Result<Vec<Pid>> {
     let parents: Vec<(Pid, Pid)> = all()?
         .into_iter()
-        .filter_map(|child| Some((child, u32::try_from(stat(child)?.ppid).ok()?)))
+        .filter_map(|child| Some((child, stat(child)?.parent)))
         .collect();
     let mut found = vec![pid];
     let mut next = 0;
@@ -83,9 +93,31 @@ pub(super) fn descendants(pid: Pid) -> Result<Vec<Pid>> {
     Ok(found)
 }
 
+/// What is used of `/proc/PID/stat`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    /// The name that the process gave itself.
+    comm: String,
+    state: char,
+    parent: Pid,
+}
+
 fn stat(pid: Pid) -> Option<Stat> {
-    let process = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
-    process.stat().ok()
+    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The pid, the name in parentheses, the state, the parent's pid, and more (proc_pid_stat(5)). A name
+/// may hold parentheses, blanks and bytes that are no text: what closes it is the last parenthesis.
+pub(super) fn parse_stat(bytes: &[u8]) -> Option<Stat> {
+    let text = String::from_utf8_lossy(bytes);
+    let (head, rest) = text.rsplit_once(')')?;
+    let (_, comm) = head.split_once('(')?;
+    let mut fields = rest.split_ascii_whitespace();
+    Some(Stat {
+        comm: comm.to_owned(),
+        state: fields.next()?.chars().next()?,
+        parent: fields.next()?.parse().ok()?,
+    })
 }
 
 #[cfg(test)]
@@ -113,6 +145,8 @@ mod tests {
         let pid = child.id();
         assert!(exists(pid));
         assert!(descendants(std::process::id()).unwrap().contains(&pid));
+        assert!(children(std::process::id()).contains(&pid));
+        assert!(children(pid).is_empty());
         assert_eq!(command_line(pid), "sleep 60 0");
         child.kill().unwrap();
         // SAFETY: waits for our own child without reaping it.
@@ -124,6 +158,25 @@ mod tests {
         assert!(!exists(pid));
         child.wait().unwrap();
         assert!(!exists(pid));
+    }
+
+    #[test]
+    fn a_name_is_whatever_the_process_says() {
+        let stat = parse_stat(b"7 (a) b (\xff) S 3 7 7 0\n").unwrap();
+        assert_eq!(stat.comm, "a) b (\u{fffd}");
+        assert_eq!((stat.state, stat.parent), ('S', 3));
+        // The kernel writes whole lines; whatever else it wrote would be no process.
+        for cut in [
+            &b""[..],
+            b"7",
+            b"7 (a",
+            b"7 (a)",
+            b"7 (a) S",
+            b")(",
+            b"7 (a) S -1",
+        ] {
+            assert_eq!(parse_stat(cut), None, "{cut:?}");
+        }
     }
 
     #[test]

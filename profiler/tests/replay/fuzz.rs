@@ -3,20 +3,22 @@
 //! frames and code objects are damaged, a plain walk says what to expect.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 
 use bytemuck::Zeroable;
 use profiler_ebpf::python::{Memory, Walk};
 use profiler_ebpf::{Layout, MAX_FRAMES, MAX_STEPS, Outcome, RecordKind, Target, layout_flags};
-use pyebpf::cpython::code;
+use pyebpf::cpython::{Build, code};
 use pyebpf::sample::{Record, decode};
 
-use super::MINORS;
+use super::BUILDS;
+use super::capture::{capture, empty_capture};
 use super::plain::plain;
 use super::random::Random;
 use super::recording::{Recording, empty_walk, outcome, walk_over};
 
 /// Most reads of a walk: what finding the thread takes, and the most that a step can.
-const READS_MAX: u32 = 300 + 6 * MAX_STEPS;
+const READS_MAX: u32 = 300 + 8 * MAX_STEPS;
 
 /// Memory that counts how often it is read.
 struct Counted<'a, M> {
@@ -46,13 +48,20 @@ fn walk_within_bounds(
     walk.sample.outcome = u8::MAX;
     walk_over(walk, &counted, layout, target, control_block);
     assert!(counted.reads.get() <= READS_MAX, "{}", counted.reads.get());
-    let frames = walk.sample.frames as usize;
+    let frames = walk.stack.frames as usize;
     assert!(frames <= MAX_FRAMES);
     if outcome(walk) == Outcome::TruncatedDepth {
         assert!(frames == MAX_FRAMES || layout.flags & layout_flags::ENTRY_FRAMES != 0);
     }
     assert!(walk.unproven as usize <= frames);
     assert!(walk.sample.gil <= 1);
+    let mut state = empty_capture();
+    walk.name(1, 2);
+    for code in capture(&mut state, &mut BTreeSet::new(), walk, memory, layout) {
+        let kind = target.code_type;
+        let _any = code::read(&code, layout, kind, code.address, code.identity);
+        let _any = code::read_names(&code, layout, kind, code.address, code.identity);
+    }
     for frame in walk.frames[..frames].iter().rev().take(3) {
         let _any = code::read(memory, layout, target.code_type, frame.code, frame.identity);
     }
@@ -74,14 +83,14 @@ fn other(random: &mut Random, word: u64, words: &[u64]) -> u64 {
 #[test]
 fn any_damage_to_memory_leaves_a_walk_within_its_bounds() {
     let mut walk = empty_walk();
-    for minor in MINORS {
-        let mut recording = Recording::load(minor);
+    for build in BUILDS {
+        let mut recording = Recording::load(build);
         let lines = recording.memory.lines();
         recording.memory.fill();
         let places = lines.iter().flat_map(|line| (*line..line + 64).step_by(8));
         let places: Vec<u64> = places.collect();
         let words: Vec<u64> = places.iter().map(|&at| recording.memory.word(at)).collect();
-        let mut random = Random::new(100 + u64::from(minor));
+        let mut random = Random::new(100 + u64::from(build.minor));
         for round in 0..300 {
             let mut damaged = recording.clone();
             for _ in 0..=random.below(1 << (round % 8)) {
@@ -104,8 +113,8 @@ fn any_damage_to_memory_leaves_a_walk_within_its_bounds() {
 fn damaged_frames_and_code_objects_are_walked_as_the_rules_say() {
     let mut walk = empty_walk();
     let mut ends = [0; Outcome::ALL.len()];
-    for minor in MINORS {
-        let mut recording = Recording::load(minor);
+    for build in BUILDS {
+        let mut recording = Recording::load(build);
         recording.memory.fill();
         let control_block = recording.main().control_block;
         let chain = recording.chain(control_block);
@@ -114,7 +123,7 @@ fn damaged_frames_and_code_objects_are_walked_as_the_rules_say() {
             let frame = link.address + u64::from(layout.frame_start);
             let mut places = vec![link.address + u64::from(layout.frame_previous)];
             places.extend((frame..frame + u64::from(layout.frame_span)).step_by(8));
-            places.extend((link.code + 8..link.code + 144).step_by(8));
+            places.extend((link.code + 8..link.code + 160).step_by(8));
             places
         });
         // The code field of an entry frame is of no interest.
@@ -122,7 +131,7 @@ fn damaged_frames_and_code_objects_are_walked_as_the_rules_say() {
         let newest = recording.newest(control_block);
         let places: Vec<u64> = fields.filter(known).chain([newest; 20]).collect();
         let words: Vec<u64> = places.iter().map(|&at| recording.memory.word(at)).collect();
-        let mut random = Random::new(200 + u64::from(minor));
+        let mut random = Random::new(200 + u64::from(build.minor));
         for round in 0..300 {
             let mut damaged = recording.clone();
             for _ in 0..=random.below(1 << (round % 5)) {
@@ -135,11 +144,11 @@ fn damaged_frames_and_code_objects_are_walked_as_the_rules_say() {
             let (layout, target) = (&damaged.layout, &damaged.target);
             walk_within_bounds(&mut walk, &damaged.memory, layout, target, control_block);
             let (end, frames) = plain(&damaged, damaged.memory.word(newest));
-            assert_eq!(outcome(&walk), end, "3.{minor} round {round}");
-            let found = &walk.frames[..walk.sample.frames as usize];
+            assert_eq!(outcome(&walk), end, "{build} round {round}");
+            let found = &walk.frames[..walk.stack.frames as usize];
             assert!(
                 *found == frames,
-                "3.{minor} round {round}: {found:x?} {frames:x?}"
+                "{build} round {round}: {found:x?} {frames:x?}"
             );
             ends[end as usize] += 1;
         }
@@ -200,8 +209,8 @@ fn memory_layouts_and_targets_of_any_content_leave_a_walk_within_its_bounds() {
             seed: random.word(),
             absent: 2 + random.below(500),
         };
-        let minor = 6 + random.below(10) as u8;
-        let mut layout = pyebpf::cpython::layout(minor).unwrap();
+        let build = random.one_of(&Build::ALL);
+        let mut layout = pyebpf::cpython::layout(build).unwrap();
         if round % 2 == 0 {
             let fields: &mut [u32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut layout));
             for _ in 0..random.below(10) {
@@ -219,7 +228,7 @@ fn memory_layouts_and_targets_of_any_content_leave_a_walk_within_its_bounds() {
         target.tls_module = random.one_of(&words);
         target.code_type = random.one_of(&words);
         walk_within_bounds(&mut walk, &memory, &layout, &target, control_block);
-        begun += u32::from(walk.sample.frames > 0);
+        begun += u32::from(walk.stack.frames > 0);
     }
     assert!(begun > 100, "{begun} walks met a frame");
 }
@@ -227,29 +236,42 @@ fn memory_layouts_and_targets_of_any_content_leave_a_walk_within_its_bounds() {
 #[test]
 fn records_of_any_content_are_decoded_within_their_bytes_or_refused() {
     let mut random = Random::new(400);
-    let mut taken = [0, 0];
+    let mut taken = [0; 4];
     for _ in 0..20_000 {
         let length = random.below(200) as usize;
         let mut bytes: Vec<u8> = (0..length).map(|_| random.word() as u8).collect();
-        let kinds = [RecordKind::Sample as u8, RecordKind::Process as u8];
-        for (at, byte) in [(0, random.one_of(&kinds)), (1, 0), (2, 0), (3, 0)] {
+        let kinds = [
+            RecordKind::Sample,
+            RecordKind::Process,
+            RecordKind::Stack,
+            RecordKind::Code,
+        ];
+        for (at, byte) in [(0, random.one_of(&kinds) as u8), (1, 0), (2, 0), (3, 0)] {
             if let Some(place) = bytes.get_mut(at) {
                 *place = byte;
             }
         }
-        // Small numbers, as counts and events are.
-        for at in [4, 48, 52] {
+        // Small numbers, as counts, events and outcomes are.
+        for at in [4, 16, 32, 48, 60, 64, 80, 96] {
             if let Some(place) = bytes.get_mut(at..at + 4) {
                 place.copy_from_slice(&[random.below(12) as u8, 0, 0, 0]);
             }
         }
         match decode(&bytes) {
-            Some(Record::Sample(stack)) => {
-                assert_eq!(stack.frames.len(), stack.sample.frames as usize);
-                assert!(56 + 16 * stack.frames.len() <= length);
+            Some(Record::Sample { .. }) => {
+                assert!(length >= 64);
                 taken[0] += 1;
             }
-            Some(Record::Process { .. }) => taken[1] += 1,
+            Some(Record::Stack { frames, .. }) => {
+                assert!(24 + 16 * frames.len() <= length);
+                taken[1] += 1;
+            }
+            Some(Record::Process { .. }) => taken[2] += 1,
+            Some(Record::Code(code)) => {
+                let (layout, at) = (pyebpf::cpython::layout(12).unwrap(), code.address);
+                let _any = code::read(&code, &layout, 0, at, code.identity);
+                taken[3] += 1;
+            }
             None => {}
         }
     }

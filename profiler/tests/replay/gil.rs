@@ -1,8 +1,9 @@
 //! Who holds the GIL, by each version's own sign of it: recordings in which the sign is turned.
 
 use profiler_ebpf::{Gil, Target};
+use pyebpf::cpython::Build;
 
-use super::MINORS;
+use super::BUILDS;
 use super::recording::{Recording, walk, walk_again};
 
 /// `gil` of the samples of both threads: the one that holds it, and the other.
@@ -19,22 +20,22 @@ fn states(recording: &Recording) -> [u64; 2] {
 
 #[test]
 fn up_to_3_11_the_current_thread_state_holds_it() {
-    for minor in 6..=11 {
-        let mut recording = Recording::load(minor);
+    for build in BUILDS.into_iter().filter(|build| build.minor <= 11) {
+        let mut recording = Recording::load(build);
         assert_eq!(recording.layout.gil, Gil::Current as u32);
-        assert_eq!(signs(&recording), [1, 0], "3.{minor}");
+        assert_eq!(signs(&recording), [1, 0], "{build}");
         let [_, other] = states(&recording);
         recording.memory.write_word(recording.target.current, other);
-        assert_eq!(signs(&recording), [0, 1], "3.{minor}");
+        assert_eq!(signs(&recording), [0, 1], "{build}");
         recording.memory.write_word(recording.target.current, 0);
-        assert_eq!(signs(&recording), [0, 0], "3.{minor}");
+        assert_eq!(signs(&recording), [0, 0], "{build}");
     }
 }
 
 #[test]
 fn who_held_it_in_the_last_sample_does_not_matter() {
-    for minor in 6..=11 {
-        let recording = Recording::load(minor);
+    for build in BUILDS.into_iter().filter(|build| build.minor <= 11) {
+        let recording = Recording::load(build);
         let control_block = recording.main().control_block;
         let mut walk = recording.walk_main();
         assert_eq!(walk.sample.gil, 1);
@@ -44,14 +45,14 @@ fn who_held_it_in_the_last_sample_does_not_matter() {
                 ..recording.target
             };
             walk_again(&mut walk, &recording, &target, control_block);
-            assert_eq!(walk.sample.gil, 0, "3.{minor}: current at {current}");
+            assert_eq!(walk.sample.gil, 0, "{build}: current at {current}");
         }
     }
 }
 
 #[test]
 fn in_3_12_its_last_holder_holds_it_while_it_is_locked() {
-    let mut recording = Recording::load(12);
+    let mut recording = Recording::load(12.into());
     assert_eq!(recording.layout.gil, Gil::Holder as u32);
     let [_, other] = states(&recording);
     let interpreter = recording.memory.word(recording.target.interpreters);
@@ -70,27 +71,44 @@ fn in_3_12_its_last_holder_holds_it_while_it_is_locked() {
 
 #[test]
 fn from_3_13_on_the_thread_state_says_so_itself() {
-    for minor in 13..=15 {
-        let mut recording = Recording::load(minor);
+    let with_gil = |build: &Build| build.minor >= 13 && !build.free_threaded;
+    for build in BUILDS.into_iter().filter(with_gil) {
+        let mut recording = Recording::load(build);
         assert_eq!(recording.layout.gil, Gil::Status as u32);
         let [holding, other] = states(&recording);
         let offset = u64::from(recording.layout.gil_offset);
-        assert_eq!(signs(&recording), [1, 0], "3.{minor}");
+        assert_eq!(signs(&recording), [1, 0], "{build}");
         let (set, clear) = (
             recording.memory.half(holding + offset),
             recording.memory.half(other + offset),
         );
         recording.memory.write_half(holding + offset, clear);
         recording.memory.write_half(other + offset, set);
-        assert_eq!(signs(&recording), [0, 1], "3.{minor}");
+        assert_eq!(signs(&recording), [0, 1], "{build}");
+    }
+}
+
+#[test]
+fn in_a_free_threaded_build_it_is_held_while_attached() {
+    for build in BUILDS.into_iter().filter(|build| build.free_threaded) {
+        let mut recording = Recording::load(build);
+        assert_eq!(recording.layout.gil, Gil::Attached as u32);
+        let [attached, _] = states(&recording);
+        let state = attached + u64::from(recording.layout.gil_offset);
+        assert_eq!(signs(&recording), [1, 0], "{build}");
+        // Suspended, for the collector, and shutting down.
+        for other in [0, 2, 3] {
+            recording.memory.write_half(state, other);
+            assert_eq!(signs(&recording), [0, 0], "{build} state {other}");
+        }
     }
 }
 
 #[test]
 fn without_a_gil_nobody_holds_it() {
-    for minor in MINORS {
-        let mut recording = Recording::load(minor);
+    for build in BUILDS {
+        let mut recording = Recording::load(build);
         recording.layout.gil = Gil::None as u32;
-        assert_eq!(signs(&recording), [0, 0], "3.{minor}");
+        assert_eq!(signs(&recording), [0, 0], "{build}");
     }
 }

@@ -1,9 +1,10 @@
 //! The identity of code objects: it changes with each part that tells one from its successor at
 //! the same address, with nothing else, and is the same from the walk and from user space.
 
+use profiler_ebpf::layout_flags;
 use profiler_ebpf::python::{CodeFault, Memory, identity};
 
-use super::MINORS;
+use super::BUILDS;
 use super::recording::Recording;
 
 impl Recording {
@@ -30,25 +31,25 @@ fn codes(recording: &Recording) -> Vec<u64> {
 
 #[test]
 fn user_space_and_the_walk_agree_and_every_code_object_has_its_own() {
-    for minor in MINORS {
-        let recording = Recording::load(minor);
+    for build in BUILDS {
+        let recording = Recording::load(build);
         let walk = recording.walk_main();
-        for frame in &walk.frames[..walk.sample.frames as usize] {
-            assert_eq!(frame.identity, recording.identity(frame.code), "3.{minor}");
+        for frame in &walk.frames[..walk.stack.frames as usize] {
+            assert_eq!(frame.identity, recording.identity(frame.code), "{build}");
         }
         let codes = codes(&recording);
         let mut identities: Vec<u32> = codes.iter().map(|&code| recording.identity(code)).collect();
         identities.sort_unstable();
         identities.dedup();
-        assert_eq!(identities.len(), codes.len(), "3.{minor}");
+        assert_eq!(identities.len(), codes.len(), "{build}");
         assert_ne!(identities[0], 0);
     }
 }
 
 #[test]
 fn each_part_that_tells_code_objects_apart_changes_it() {
-    for minor in MINORS {
-        let recording = Recording::load(minor);
+    for build in BUILDS {
+        let recording = Recording::load(build);
         let layout = recording.layout;
         for code in codes(&recording) {
             let before = recording.identity(code);
@@ -58,7 +59,7 @@ fn each_part_that_tells_code_objects_apart_changes_it() {
                 let line = recording.memory.half(at);
                 recording.memory.write_half(at, line + 1);
             });
-            assert_ne!(first_line.identity(code), before, "3.{minor}");
+            assert_ne!(first_line.identity(code), before, "{build}");
             let versioned =
                 layout.code_version != 0 && recording.memory.half(field(layout.code_version)) != 0;
             if versioned {
@@ -67,7 +68,7 @@ fn each_part_that_tells_code_objects_apart_changes_it() {
                     let version = recording.memory.half(at);
                     recording.memory.write_half(at, version + 1);
                 });
-                assert_ne!(version.identity(code), before, "3.{minor}");
+                assert_ne!(version.identity(code), before, "{build}");
             } else {
                 check_parts(&recording, code);
             }
@@ -121,9 +122,13 @@ fn check_parts(recording: &Recording, code: u64) {
     }
     let length = recording.memory.word(file + u64::from(layout.str_length));
     let state = recording.memory.half(file + u64::from(layout.str_state));
-    let kind = u64::from(state >> layout.str_kind_shift & 7);
+    let bytes = layout.flags & layout_flags::BYTE_STRINGS != 0;
+    let kind = match bytes {
+        true => 1,
+        false => u64::from(state >> layout.str_kind_shift & 7),
+    };
     let ascii = state >> (layout.str_kind_shift + 4) & 1 != 0;
-    let data = if ascii {
+    let data = if ascii || bytes {
         layout.str_ascii
     } else {
         layout.str_compact
@@ -150,8 +155,8 @@ fn check_parts(recording: &Recording, code: u64) {
 
 #[test]
 fn what_changes_while_a_code_object_lives_does_not_change_it() {
-    for minor in MINORS {
-        let recording = Recording::load(minor);
+    for build in BUILDS {
+        let recording = Recording::load(build);
         for code in codes(&recording) {
             let after = recording.doctored(|recording| {
                 // References to it, to its name and to its file come and go.
@@ -167,19 +172,19 @@ fn what_changes_while_a_code_object_lives_does_not_change_it() {
                 recording.memory.write_word(behind, 77);
             });
             let before = recording.identity(code);
-            assert_eq!(after.identity(code), before, "3.{minor}");
+            assert_eq!(after.identity(code), before, "{build}");
         }
     }
 }
 
 #[test]
 fn what_can_t_be_read_has_none() {
-    for minor in MINORS {
-        let recording = Recording::load(minor);
+    for build in BUILDS {
+        let recording = Recording::load(build);
         let kind = recording.target.code_type;
         for code in [0, 0x7000_0000, u64::MAX, u64::MAX - 63] {
             let found = identity(&recording.memory, &recording.layout, kind, code);
-            assert_eq!(found, Err(CodeFault::Unreadable), "3.{minor} {code:#x}");
+            assert_eq!(found, Err(CodeFault::Unreadable), "{build} {code:#x}");
         }
         if recording.layout.code_version != 0 {
             continue;
@@ -192,7 +197,7 @@ fn what_can_t_be_read_has_none() {
                     .write_word(code + u64::from(field), 0x7000_0000);
             });
             let found = identity(&without.memory, &without.layout, kind, code);
-            assert_eq!(found, Err(CodeFault::Unreadable), "3.{minor}");
+            assert_eq!(found, Err(CodeFault::Unreadable), "{build}");
         }
     }
 }

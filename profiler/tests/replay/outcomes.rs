@@ -2,16 +2,22 @@
 
 use profiler_ebpf::python::Walk;
 use profiler_ebpf::{Frame, MAX_FRAMES, Outcome, Target, layout_flags};
+use pyebpf::cpython::Build;
 use pyebpf::cpython::code::{self, Reason};
 
-use super::MINORS;
+use super::BUILDS;
 use super::recording::{Link, Recording, outcome, walk};
 
 /// An address at which nothing was recorded.
 const HOLE: u64 = 0x10_0000;
 
 fn frames(walk: &Walk) -> &[Frame] {
-    &walk.frames[..walk.sample.frames as usize]
+    &walk.frames[..walk.stack.frames as usize]
+}
+
+/// Whether the chain is wrong for some instructions of a call.
+fn torn(build: Build) -> bool {
+    matches!(build.minor, 11 | 12)
 }
 
 fn flag(recording: &Recording, flag: u32) -> bool {
@@ -19,8 +25,8 @@ fn flag(recording: &Recording, flag: u32) -> bool {
 }
 
 /// The recording of a version, the whole walk of its longer stack, and that stack's links.
-fn whole(minor: u8) -> (Recording, Box<Walk>, Vec<Link>) {
-    let mut recording = Recording::load(minor);
+fn whole(build: Build) -> (Recording, Box<Walk>, Vec<Link>) {
+    let mut recording = Recording::load(build);
     // A walk that takes another way through a page reads other parts of it.
     recording.memory.fill();
     let walk = recording.walk_main();
@@ -33,11 +39,11 @@ fn whole(minor: u8) -> (Recording, Box<Walk>, Vec<Link>) {
 /// For each frame of the stack that is shown: the recording doctored by `doctor`, its walk, the
 /// frame's place among those shown, and what a whole walk gives.
 fn each_frame(
-    minor: u8,
+    build: Build,
     doctor: impl Fn(&mut Recording, &[Link], usize),
     mut check: impl FnMut(&Walk, &[Frame], usize),
 ) {
-    let (recording, whole, chain) = whole(minor);
+    let (recording, whole, chain) = whole(build);
     let shown = (0..chain.len()).filter(|&at| !chain[at].entry);
     for (place, at) in shown.enumerate() {
         let mut recording = recording.clone();
@@ -48,7 +54,7 @@ fn each_frame(
 
 #[test]
 fn a_pointer_to_what_is_not_there_ends_the_stack_at_that_frame() {
-    for minor in MINORS {
+    for build in BUILDS {
         // The last bytes of the address space, too: there addresses wrap around. And a place
         // within the frame that should have been.
         let last = [u64::MAX, u64::MAX - 7, u64::MAX - 71, u64::MAX - 4095].map(Some);
@@ -64,12 +70,12 @@ fn a_pointer_to_what_is_not_there_ends_the_stack_at_that_frame() {
                     recording.set_caller(chain[at - 1], absent);
                 }
             };
-            each_frame(minor, point, |walk, whole, place| {
+            each_frame(build, point, |walk, whole, place| {
                 let expected = match place {
                     0 => Outcome::UnreadableFrame,
                     _ => Outcome::TruncatedFrame,
                 };
-                let at = format!("3.{minor} frame {place} at {absent:x?}");
+                let at = format!("{build} frame {place} at {absent:x?}");
                 assert_eq!(outcome(walk), expected, "{at}");
                 assert_eq!(frames(walk), &whole[..place], "{at}");
             });
@@ -79,8 +85,8 @@ fn a_pointer_to_what_is_not_there_ends_the_stack_at_that_frame() {
 
 #[test]
 fn a_page_that_is_not_in_memory_ends_the_stack_at_its_first_frame() {
-    for minor in MINORS {
-        let (recording, whole, chain) = whole(minor);
+    for build in BUILDS {
+        let (recording, whole, chain) = whole(build);
         let mut truncated = 0;
         let pages: Vec<u64> = chain.iter().map(|link| link.address & !4095).collect();
         for &page in &pages {
@@ -103,16 +109,12 @@ fn a_page_that_is_not_in_memory_ends_the_stack_at_its_first_frame() {
                     link.address & !4095 == page || last & !4095 == page
                 });
                 let shown = chain[..end.unwrap()].iter().filter(|link| !link.entry);
-                assert_eq!(kept.len(), shown.count(), "3.{minor}");
-                assert_eq!(
-                    codes(kept),
-                    codes(frames(&whole))[..kept.len()],
-                    "3.{minor}"
-                );
+                assert_eq!(kept.len(), shown.count(), "{build}");
+                assert_eq!(codes(kept), codes(frames(&whole))[..kept.len()], "{build}");
                 truncated += 1;
             }
         }
-        assert!(truncated > 0, "3.{minor}");
+        assert!(truncated > 0, "{build}");
     }
 }
 
@@ -126,19 +128,19 @@ impl Recording {
 
 #[test]
 fn where_calls_are_torn_a_frame_without_its_code_object_is_garbage() {
-    for minor in [11, 12] {
+    for build in BUILDS.into_iter().filter(|build| torn(*build)) {
         for absent in [true, false] {
             let point = |recording: &mut Recording, chain: &[Link], at: usize| {
                 let other = recording.other_object(chain[at].code);
                 recording.set_code(chain[at], if absent { HOLE } else { other });
             };
-            each_frame(minor, point, |walk, whole, place| {
+            each_frame(build, point, |walk, whole, place| {
                 let expected = match place {
                     0 => Outcome::UnreadableCode,
                     _ => Outcome::TruncatedCode,
                 };
-                assert_eq!(outcome(walk), expected, "3.{minor} frame {place}");
-                assert_eq!(frames(walk), &whole[..place], "3.{minor} frame {place}");
+                assert_eq!(outcome(walk), expected, "{build} frame {place}");
+                assert_eq!(frames(walk), &whole[..place], "{build} frame {place}");
             });
         }
     }
@@ -146,25 +148,25 @@ fn where_calls_are_torn_a_frame_without_its_code_object_is_garbage() {
 
 #[test]
 fn elsewhere_a_code_object_that_is_not_there_costs_only_its_identity() {
-    for minor in MINORS.filter(|minor| ![11, 12].contains(minor)) {
+    for build in BUILDS.into_iter().filter(|build| !torn(*build)) {
         let point = |recording: &mut Recording, chain: &[Link], at: usize| {
             recording.set_code(chain[at], HOLE);
         };
-        each_frame(minor, point, |walk, whole, place| {
-            assert_eq!(outcome(walk), Outcome::Complete, "3.{minor} frame {place}");
+        each_frame(build, point, |walk, whole, place| {
+            assert_eq!(outcome(walk), Outcome::Complete, "{build} frame {place}");
             assert_eq!(walk.unproven, 1);
             let (kept, frame) = (frames(walk), frames(walk)[place]);
-            assert_eq!((frame.code, frame.identity), (HOLE, 0), "3.{minor}");
-            assert_eq!(kept[..place], whole[..place], "3.{minor}");
-            assert_eq!(kept[place + 1..], whole[place + 1..], "3.{minor}");
+            assert_eq!((frame.code, frame.identity), (HOLE, 0), "{build}");
+            assert_eq!(kept[..place], whole[..place], "{build}");
+            assert_eq!(kept[place + 1..], whole[place + 1..], "{build}");
         });
     }
 }
 
 #[test]
 fn what_is_no_code_object_gets_no_name() {
-    for minor in MINORS {
-        let (mut recording, walk, chain) = whole(minor);
+    for build in BUILDS {
+        let (mut recording, walk, chain) = whole(build);
         let (code, sampled) = (chain[0].code, walk.frames[0].identity);
         let kind = code + u64::from(recording.layout.object_type);
         recording.memory.write_word(kind, HOLE);
@@ -177,34 +179,34 @@ fn what_is_no_code_object_gets_no_name() {
             sampled,
         );
         // Where the walk checks the type, the object was code when it was sampled.
-        let reason = match minor {
+        let reason = match build.minor {
             11 | 12 => Reason::Replaced,
             _ => Reason::NotCode,
         };
-        assert_eq!(read, Err(reason), "3.{minor}");
+        assert_eq!(read, Err(reason), "{build}");
     }
 }
 
 #[test]
 fn a_chain_without_the_frame_that_enters_the_interpreter_is_not_whole() {
-    for minor in MINORS {
+    for build in BUILDS {
         let cut = |recording: &mut Recording, chain: &[Link], at: usize| {
             recording.set_caller(chain[at], 0);
         };
-        let (recording, _, chain) = whole(minor);
+        let (recording, _, chain) = whole(build);
         let mut generators = 0;
-        each_frame(minor, cut, |walk, whole, place| {
+        each_frame(build, cut, |walk, whole, place| {
             // Up to 3.11 the chain has no mark of its end, but no chain begins with a generator.
-            let in_generator = minor == 11 && owner(&recording, &chain[place]) == 1;
+            let in_generator = build.minor == 11 && owner(&recording, &chain[place]) == 1;
             generators += u32::from(in_generator);
-            let expected = match minor {
+            let expected = match build.minor {
                 ..=11 if !in_generator => Outcome::Complete,
                 _ => Outcome::TruncatedEntry,
             };
-            assert_eq!(outcome(walk), expected, "3.{minor} frame {place}");
-            assert_eq!(frames(walk), &whole[..=place], "3.{minor} frame {place}");
+            assert_eq!(outcome(walk), expected, "{build} frame {place}");
+            assert_eq!(frames(walk), &whole[..=place], "{build} frame {place}");
         });
-        assert_eq!(generators > 0, minor == 11);
+        assert_eq!(generators > 0, build.minor == 11);
     }
 }
 
@@ -222,8 +224,8 @@ fn owner(recording: &Recording, link: &Link) -> u8 {
 
 #[test]
 fn a_thread_outside_python_has_no_frames() {
-    for minor in MINORS {
-        let (mut recording, _, chain) = whole(minor);
+    for build in BUILDS {
+        let (mut recording, _, chain) = whole(build);
         let newest = recording.newest(recording.main().control_block);
         recording.memory.write_word(newest, 0);
         assert_eq!(outcome(&recording.walk_main()), Outcome::NoFrames);
@@ -232,16 +234,16 @@ fn a_thread_outside_python_has_no_frames() {
             recording.memory.write_word(newest, entry.address);
             recording.set_caller(*entry, 0);
             let walk = recording.walk_main();
-            assert_eq!(outcome(&walk), Outcome::NoFrames, "3.{minor}");
-            assert_eq!(walk.sample.frames, 0);
+            assert_eq!(outcome(&walk), Outcome::NoFrames, "{build}");
+            assert_eq!(walk.stack.frames, 0);
         }
     }
 }
 
 #[test]
 fn a_chain_that_bites_its_tail_is_cut_at_the_limit() {
-    for minor in MINORS {
-        let (recording, whole, chain) = whole(minor);
+    for build in BUILDS {
+        let (recording, whole, chain) = whole(build);
         for start in [0, 1, chain.len() - 1] {
             let mut recording = recording.clone();
             let last = chain.iter().rfind(|link| !link.entry).unwrap();
@@ -250,18 +252,18 @@ fn a_chain_that_bites_its_tail_is_cut_at_the_limit() {
                 continue;
             }
             let walk = recording.walk_main();
-            assert_eq!(outcome(&walk), Outcome::TruncatedDepth, "3.{minor}");
-            assert_eq!(walk.sample.frames as usize, MAX_FRAMES);
+            assert_eq!(outcome(&walk), Outcome::TruncatedDepth, "{build}");
+            assert_eq!(walk.stack.frames as usize, MAX_FRAMES);
             let first = frames(&whole).len();
-            assert_eq!(frames(&walk)[..first], *frames(&whole), "3.{minor}");
+            assert_eq!(frames(&walk)[..first], *frames(&whole), "{build}");
         }
     }
 }
 
 #[test]
 fn a_chain_of_entry_frames_without_an_end_is_not_taken_for_whole() {
-    for minor in MINORS {
-        let (mut recording, whole, chain) = whole(minor);
+    for build in BUILDS {
+        let (mut recording, whole, chain) = whole(build);
         if !flag(&recording, layout_flags::ENTRY_FRAMES) {
             continue;
         }
@@ -270,14 +272,14 @@ fn a_chain_of_entry_frames_without_an_end_is_not_taken_for_whole() {
         let mut walk = whole;
         let control_block = recording.main().control_block;
         super::recording::walk_again(&mut walk, &recording, &recording.target, control_block);
-        assert_eq!(outcome(&walk), Outcome::TruncatedDepth, "3.{minor}");
+        assert_eq!(outcome(&walk), Outcome::TruncatedDepth, "{build}");
     }
 }
 
 #[test]
 fn an_owner_that_no_version_has_is_garbage() {
-    for minor in 11..=15 {
-        let garbage = if minor == 11 {
+    for build in BUILDS.into_iter().filter(|build| build.minor >= 11) {
+        let garbage = if build.minor == 11 {
             [3, 5, 255]
         } else {
             [5, 6, 255]
@@ -287,13 +289,13 @@ fn an_owner_that_no_version_has_is_garbage() {
                 let field = chain[at].address + u64::from(recording.layout.frame_owner);
                 recording.memory.write(field, &[owner]);
             };
-            each_frame(minor, doctor, |walk, whole, place| {
+            each_frame(build, doctor, |walk, whole, place| {
                 let expected = match place {
                     0 => Outcome::UnreadableCode,
                     _ => Outcome::TruncatedCode,
                 };
-                assert_eq!(outcome(walk), expected, "3.{minor} frame {place}");
-                assert_eq!(frames(walk), &whole[..place], "3.{minor} frame {place}");
+                assert_eq!(outcome(walk), expected, "{build} frame {place}");
+                assert_eq!(frames(walk), &whole[..place], "{build} frame {place}");
             });
         }
     }
@@ -301,11 +303,11 @@ fn an_owner_that_no_version_has_is_garbage() {
 
 #[test]
 fn what_leads_to_no_thread_state_says_so() {
-    for minor in MINORS {
-        let recording = Recording::load(minor);
+    for build in BUILDS {
+        let recording = Recording::load(build);
         let Target { interpreters, .. } = recording.target;
         let stranger = walk(&recording, &recording.target, HOLE);
-        assert_eq!(outcome(&stranger), Outcome::NoThreadState, "3.{minor}");
+        assert_eq!(outcome(&stranger), Outcome::NoThreadState, "{build}");
 
         let none = |head: Option<u64>| {
             let mut recording = recording.clone();
@@ -315,8 +317,8 @@ fn what_leads_to_no_thread_state_says_so() {
             }
             outcome(&walk(&recording, &recording.target, HOLE))
         };
-        assert_eq!(none(Some(0)), Outcome::NoInterpreter, "3.{minor}");
-        assert_eq!(none(Some(HOLE)), Outcome::UnreadableThread, "3.{minor}");
-        assert_eq!(none(None), Outcome::UnreadableThread, "3.{minor}");
+        assert_eq!(none(Some(0)), Outcome::NoInterpreter, "{build}");
+        assert_eq!(none(Some(HOLE)), Outcome::UnreadableThread, "{build}");
+        assert_eq!(none(None), Outcome::UnreadableThread, "{build}");
     }
 }

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use profiler_ebpf::python::Memory;
 use profiler_ebpf::{Frame, MAX_FRAMES, Outcome};
 
-use super::MINORS;
+use super::BUILDS;
 use super::random::Random;
 use super::recording::{Recording, empty_walk, outcome, walk_over};
 
@@ -61,14 +61,14 @@ fn check(recording: &Recording, addresses: &[u64]) {
         Outcome::TruncatedEntry
     };
     assert_eq!(outcome(&walk), expected_outcome, "{addresses:x?}");
-    let found = &walk.frames[..walk.sample.frames as usize];
+    let found = &walk.frames[..walk.stack.frames as usize];
     assert_eq!(found, expected, "{} at {addresses:x?}", recording.version);
 }
 
 #[test]
 fn frames_across_a_page_boundary_are_read_whole() {
-    for minor in MINORS {
-        let recording = Recording::load(minor);
+    for build in BUILDS {
+        let recording = Recording::load(build);
         let page = STACK + 0x4000;
         for back in (0..=160).step_by(8) {
             let across = page - back;
@@ -82,8 +82,8 @@ fn frames_across_a_page_boundary_are_read_whole() {
 
 #[test]
 fn chunks_may_be_far_apart_and_in_any_order() {
-    for minor in MINORS {
-        let recording = Recording::load(minor);
+    for build in BUILDS {
+        let recording = Recording::load(build);
         for far in [0x8000, 0x1_0000, 0x2_0000, 0x100_0000] {
             let low = STACK + 0x400;
             let high = low + far;
@@ -115,9 +115,9 @@ fn scattered(random: &mut Random) -> Vec<u64> {
 
 #[test]
 fn scattered_frames_are_found_up_to_the_first_that_is_not_in_memory() {
-    for minor in MINORS {
-        let recording = Recording::load(minor);
-        let mut random = Random::new(minor.into());
+    for build in BUILDS {
+        let recording = Recording::load(build);
+        let mut random = Random::new(build.minor.into());
         for _ in 0..60 {
             let addresses = scattered(&mut random);
             check(&recording, &addresses);
@@ -139,9 +139,9 @@ fn scattered_frames_are_found_up_to_the_first_that_is_not_in_memory() {
                 0 => Outcome::UnreadableFrame,
                 _ => Outcome::TruncatedFrame,
             };
-            assert_eq!(outcome(&walk), expected_outcome, "3.{minor} {addresses:x?}");
-            let found = &walk.frames[..walk.sample.frames as usize];
-            assert_eq!(*found, expected[..end], "3.{minor} {addresses:x?}");
+            assert_eq!(outcome(&walk), expected_outcome, "{build} {addresses:x?}");
+            let found = &walk.frames[..walk.stack.frames as usize];
+            assert_eq!(*found, expected[..end], "{build} {addresses:x?}");
         }
     }
 }
@@ -161,8 +161,8 @@ impl Memory for Counted<'_> {
 
 #[test]
 fn a_deep_stack_is_read_in_pages_and_its_code_objects_once() {
-    for minor in MINORS {
-        let recording = Recording::load(minor);
+    for build in BUILDS {
+        let recording = Recording::load(build);
         let top = STACK + 0x8_0000;
         let addresses: Vec<u64> = (0..MAX_FRAMES as u64)
             .map(|index| top - 128 * index)
@@ -181,12 +181,21 @@ fn a_deep_stack_is_read_in_pages_and_its_code_objects_once() {
             &placed.target,
             control_block,
         );
-        assert_eq!(outcome(&walk), Outcome::Complete, "3.{minor}");
+        assert_eq!(outcome(&walk), Outcome::Complete, "{build}");
         assert_eq!(walk.frames[..], expected);
         // Up to 3.10 each frame is an object of its own. What one walk remembers of code objects
         // has few slots, so that some are read more than once.
-        let frames = if minor <= 10 { MAX_FRAMES as u32 } else { 34 };
+        let frames = if build.minor <= 10 {
+            MAX_FRAMES as u32
+        } else {
+            34
+        };
+        // Copies of the code for one thread are looked up each time.
+        let copies = match placed.layout.frame_tlbc {
+            0 => 0,
+            _ => 2 * MAX_FRAMES as u32,
+        };
         let reads = memory.reads.get();
-        assert!(reads < frames + 200, "3.{minor}: {reads} reads");
+        assert!(reads < frames + copies + 200, "{build}: {reads} reads");
     }
 }

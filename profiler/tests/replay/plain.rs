@@ -2,7 +2,7 @@
 //! recording must give is what this gives.
 
 use profiler_ebpf::python::{CodeFault, Memory, identity};
-use profiler_ebpf::{Chain, Frame, MAX_FRAMES, MAX_STEPS, Outcome, layout_flags};
+use profiler_ebpf::{Chain, Frame, MAX_FRAMES, MAX_STEPS, NO_INSTRUCTION, Outcome, layout_flags};
 
 use super::recording::Recording;
 
@@ -71,8 +71,24 @@ pub(crate) fn plain(recording: &Recording, newest: u64) -> (Outcome, Vec<Frame>)
         };
         let instruction = word(layout.frame_instruction & !7);
         let instruction = if layout.chain != Chain::FrameObject as u32 {
-            let first = code.wrapping_add(layout.code_bytes.into());
-            i32::try_from(instruction.wrapping_sub(first) as i64).unwrap_or(i32::MIN)
+            let copy = match layout.frame_tlbc {
+                0 => 0,
+                offset => (word(offset & !7) >> (8 * (offset & 7))) as u32,
+            };
+            let read = |address: u64| {
+                let mut bytes = [0; 8];
+                let there = memory.read(address, &mut bytes);
+                there.then_some(u64::from_le_bytes(bytes))
+            };
+            let first = match copy {
+                0 => Some(code.wrapping_add(layout.code_bytes.into())),
+                copy => read(code.wrapping_add(layout.code_tlbc.into()))
+                    .and_then(|copies| read(copies.wrapping_add(8 + 8 * u64::from(copy)))),
+            };
+            let distance = first.map(|first| instruction.wrapping_sub(first) as i64);
+            distance
+                .and_then(|distance| i32::try_from(distance).ok())
+                .unwrap_or(NO_INSTRUCTION)
         } else {
             (instruction >> (8 * (layout.frame_instruction & 7))) as i32
         };

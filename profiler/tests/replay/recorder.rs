@@ -9,13 +9,13 @@ use std::process::{Child, Command, Stdio};
 
 use profiler_ebpf::python::{Memory, identity};
 use profiler_ebpf::{Layout, Target};
-use pyebpf::cpython::{Binaries, Detection, Interpreter, detect};
+use pyebpf::cpython::{Binaries, Build, Detection, Interpreter, detect};
 use pyebpf::memory::ProcessMemory;
 use serde::Deserialize;
 
-use super::MINORS;
+use super::BUILDS;
 use super::pages::{LINE, Pages};
-use super::recording::{Called, Recording, Thread, empty_walk, outcome, walk_over};
+use super::recording::{Called, Recording, Thread, empty_walk, is_made, outcome, walk_over};
 
 /// Rests in two threads, each at the line at which it told its frames: one in a C call that has
 /// released the GIL, the other in one that keeps it. `wide` has frames of 8 KiB where the version
@@ -62,8 +62,9 @@ if hasattr(wide.__code__, 'replace'):
     wide.__code__ = wide.__code__.replace(co_stacksize=1000)
 
 def tell():
-    print(json.dumps({'version': '%d.%d.%d' % sys.version_info[:3], 'said': said[::-1]}),
-          flush=True)
+    told = {'version': '%d.%d.%d' % sys.version_info[:3], 'said': said[::-1]}
+    sys.stdout.write(json.dumps(told) + '\\n')
+    sys.stdout.flush()
 
 def 𒀀(): return [say(sys._getframe(), True), tell(), keep_gil(never[0], buffer, 1)]
 
@@ -114,34 +115,60 @@ impl Memory for Noted {
     }
 }
 
-/// A command that runs the program on Python 3.`minor`, if that is here: the source in ASCII, as
-/// an old Python in the C locale takes no other.
-fn command(minor: u8) -> Option<Command> {
+/// A command that runs the program on a Python of this build, if one is here: the source in ASCII,
+/// as an old Python in the C locale takes no other.
+fn command(build: Build) -> Option<Command> {
     let literal = |text: &str| -> String {
         let characters = text.chars().map(u32::from);
         characters
             .map(|character| format!("\\U{character:08x}"))
             .collect()
     };
-    let source = format!(
-        "exec(compile('{}', '{}', 'exec'))",
-        literal(PROGRAM),
-        literal(FILE)
-    );
+    let source = if build.major == 2 {
+        // Names in ASCII, and a file name of bytes.
+        let names = [
+            ("É", "E"),
+            ("генератор", "gen"),
+            ("関数", "function"),
+            ("𒀀", "rest"),
+            ("from _thread", "from thread"),
+        ];
+        let program = names
+            .iter()
+            .fold(PROGRAM.to_owned(), |program, (name, old)| {
+                program.replace(name, old)
+            });
+        let file: String = FILE.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+        format!("exec(compile(u'{}', '{file}', 'exec'))", literal(&program))
+    } else {
+        let (program, file) = (literal(PROGRAM), literal(FILE));
+        format!("exec(compile('{program}', '{file}', 'exec'))")
+    };
     let home = PathBuf::from(std::env::var_os("HOME")?);
-    let mut command = if minor <= 13 {
+    let mut command = if build.free_threaded {
+        let program = home.join(".cache/pyebpf/freethreaded-3.13/python");
+        if build.minor != 13 || !program.exists() {
+            return None;
+        }
+        Command::new(program)
+    } else if build.minor <= 13 {
         let versions = std::fs::read_dir(home.join(".pyenv/versions"))
             .ok()?
             .flatten();
-        let prefix = format!("3.{minor}.");
+        let prefix = format!("{build}.");
         let mut folders = versions.filter(|entry| {
             let name = entry.file_name();
             name.to_string_lossy().starts_with(&prefix)
         });
-        Command::new(folders.next()?.path().join("bin/python3"))
+        Command::new(
+            folders
+                .next()?
+                .path()
+                .join(format!("bin/python{}", build.major)),
+        )
     } else {
         let root = home.join(".cache/pyebpf/roots/sid");
-        let program = format!("usr/bin/python3.{minor}");
+        let program = format!("usr/bin/python{build}");
         if !root.join(&program).exists() {
             return None;
         }
@@ -195,7 +222,7 @@ fn record(child: &mut Child) -> Recording {
             walk_over(&mut walk, &noted, &layout, target, control_block);
         }
         eprintln!("{}: {:?}", recording.version, outcome(&walk));
-        for frame in &walk.frames[..walk.sample.frames as usize] {
+        for frame in &walk.frames[..walk.stack.frames as usize] {
             let kind = target.code_type;
             // Also what identifies code objects that have no version.
             let unversioned = Layout {
@@ -263,9 +290,9 @@ fn record_every_version_on_request() {
     if std::env::var_os("PYEBPF_RECORD").is_none() {
         return;
     }
-    for minor in MINORS {
-        let Some(mut command) = command(minor) else {
-            eprintln!("kept as it is: there is no Python 3.{minor} here");
+    for build in BUILDS.into_iter().filter(|build| !is_made(*build)) {
+        let Some(mut command) = command(build) else {
+            eprintln!("kept as it is: there is no Python {build} here");
             continue;
         };
         command.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -273,11 +300,11 @@ fn record_every_version_on_request() {
         let recording = record(&mut child);
         child.kill().unwrap();
         child.wait().unwrap();
-        let row = pyebpf::cpython::layout(minor).unwrap();
+        let row = pyebpf::cpython::layout(build).unwrap();
         assert_eq!(
             recording.layout, row,
-            "3.{minor}: replayed with the row's layout"
+            "{build}: replayed with the row's layout"
         );
-        std::fs::write(Recording::path(minor), recording.text()).unwrap();
+        std::fs::write(Recording::path(build), recording.text()).unwrap();
     }
 }

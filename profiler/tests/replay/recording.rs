@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use bytemuck::Zeroable;
 use profiler_ebpf::python::{Memory, Walk};
 use profiler_ebpf::{Chain, Layout, MAX_STEPS, Outcome, Target};
-use pyebpf::cpython::{code, layout};
+use pyebpf::cpython::{Build, code, layout};
 
+use super::made::made;
 use super::pages::{LINE, Pages};
 
 /// A process, as far as it was read.
@@ -24,6 +25,11 @@ pub(crate) struct Recording {
     pub(crate) target: Target,
     pub(crate) threads: Vec<Thread>,
     pub(crate) memory: Pages,
+}
+
+/// Whether no interpreter of this build was there to be recorded.
+pub(crate) fn is_made(build: Build) -> bool {
+    build.free_threaded && build.minor >= 14
 }
 
 /// A thread as the interpreter saw it.
@@ -56,19 +62,22 @@ pub(crate) struct Link {
 }
 
 impl Recording {
-    pub(crate) fn path(minor: u8) -> PathBuf {
+    pub(crate) fn path(build: Build) -> PathBuf {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/memory");
-        Path::new(folder).join(format!("3.{minor}.txt"))
+        Path::new(folder).join(format!("{build}.txt"))
     }
 
-    /// The recording of 3.`minor`.
-    pub(crate) fn load(minor: u8) -> Recording {
-        let path = Recording::path(minor);
+    /// The recording of this build.
+    pub(crate) fn load(build: Build) -> Recording {
+        if is_made(build) {
+            return made(build);
+        }
+        let path = Recording::path(build);
         let text = std::fs::read_to_string(&path)
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let mut recording = Recording {
             version: String::new(),
-            layout: layout(minor).unwrap(),
+            layout: layout(build).unwrap(),
             target: Target::default(),
             threads: Vec::new(),
             memory: Pages::default(),
@@ -160,7 +169,7 @@ impl Recording {
 
     /// The frames of a walk over this memory, named; those that are not shown left out.
     pub(crate) fn named(&self, walk: &Walk) -> Vec<Called> {
-        let frames = &walk.frames[..walk.sample.frames as usize];
+        let frames = &walk.frames[..walk.stack.frames as usize];
         let named = frames.iter().filter_map(|frame| {
             let code = code::read(
                 &self.memory,

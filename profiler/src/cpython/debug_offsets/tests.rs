@@ -20,29 +20,84 @@ fn with(release: &str, index: usize, value: u64) -> Vec<u8> {
     bytes
 }
 
-const RELEASES: [(&str, u8); 4] = [
-    ("3.13.0", 13),
-    ("3.13.18", 13),
-    ("3.14.10", 14),
-    ("3.15.2", 15),
+const RELEASES: [(&str, Build); 5] = [
+    ("3.13.0", Build::new(3, 13, false)),
+    ("3.13.18", Build::new(3, 13, false)),
+    ("3.14.10", Build::new(3, 14, false)),
+    ("3.15.2", Build::new(3, 15, false)),
+    ("3.13.5t", Build::new(3, 13, true)),
 ];
 
 #[test]
 fn released_tables_say_what_the_rows_say() {
-    for (release, minor) in RELEASES {
+    for (release, build) in RELEASES {
         let bytes = recorded(release);
-        let (_, words) = WORDS.iter().find(|(known, _)| *known == minor).unwrap();
+        let (_, words) = WORDS
+            .iter()
+            .find(|(known, _)| *known == build.minor)
+            .unwrap();
         assert_eq!(bytes.len(), 8 * words, "{release}");
         let fields: usize = FIELDS
             .iter()
-            .filter(|(since, ..)| *since <= minor)
+            .filter(|(since, ..)| *since <= build.minor)
             .map(|(.., fields)| fields.len())
             .sum();
         assert!(3 + fields <= *words, "{release}");
         let (layout, runtime) = parse(&bytes).unwrap();
-        assert_eq!(Some(layout), rows::layout(minor), "{release}");
-        assert_eq!(Some(runtime), rows::runtime(minor), "{release}");
-        assert_eq!(version(&bytes).unwrap().text, release);
+        assert_eq!(Some(layout), rows::layout(build), "{release}");
+        assert_eq!(Some(runtime), rows::runtime(build), "{release}");
+        assert_eq!(version(&bytes).unwrap().text, release.trim_end_matches('t'));
+    }
+}
+
+/// A table as 3.14 and later have it without a GIL: the words that the row has, where the release
+/// with one has 0.
+#[test]
+fn tables_without_a_gil_say_where_threads_keep_their_code() {
+    for (release, minor) in [("3.14.10", 14), ("3.15.2", 15)] {
+        let row = rows::layout(Build::new(3, minor, true)).unwrap();
+        let mut bytes = with(release, 2, 1);
+        let words = [
+            ("interpreter_state", "next", row.interpreter_next),
+            ("interpreter_state", "threads_head", row.interpreter_threads),
+            ("interpreter_frame", "owner", row.frame_owner),
+            ("interpreter_frame", "tlbc_index", row.frame_tlbc),
+            ("code_object", "size", row.code_bytes + 8),
+            ("code_object", "filename", row.code_filename),
+            ("code_object", "name", row.code_name),
+            ("code_object", "qualname", row.code_qualname),
+            ("code_object", "linetable", row.code_linetable),
+            ("code_object", "firstlineno", row.code_first_line),
+            ("code_object", "co_code_adaptive", row.code_bytes),
+            ("code_object", "co_tlbc", row.code_tlbc),
+            ("pyobject", "size", 32),
+            ("pyobject", "ob_type", row.object_type),
+            ("bytes_object", "size", row.bytes_data + 1),
+            ("bytes_object", "ob_size", row.bytes_size),
+            ("bytes_object", "ob_sval", row.bytes_data),
+            ("unicode_object", "size", row.str_compact + 8),
+            ("unicode_object", "state", row.str_state),
+            ("unicode_object", "length", row.str_length),
+            ("unicode_object", "asciiobject_size", row.str_ascii),
+            (
+                "unicode_object",
+                "compactunicodeobject_size",
+                row.str_compact,
+            ),
+        ];
+        for (structure, field, value) in words {
+            if let Some(index) = index(minor, structure, field) {
+                bytes[8 * index..8 * index + 8].copy_from_slice(&u64::from(value).to_le_bytes());
+            }
+        }
+        assert_eq!(parse(&bytes).unwrap().0, row, "{release}");
+        let at = 8 * index(minor, "interpreter_frame", "tlbc_index").unwrap();
+        bytes[at..at + 8].copy_from_slice(&6_u64.to_le_bytes());
+        let refusal = parse(&bytes).unwrap_err().to_string();
+        assert!(
+            refusal.contains("interpreter_frame.tlbc_index is at 6"),
+            "{refusal}"
+        );
     }
 }
 
@@ -87,7 +142,11 @@ fn what_has_no_exact_layout_is_refused_by_name() {
         refusal(&with("3.14.10", 1, 0x030e_00c3)),
         pre_release("3.14.0rc3")
     );
-    assert_eq!(refusal(&with("3.14.10", 2, 1)), Refusal::FreeThreaded);
+    let odd = Refusal::Absurd {
+        field: "_Py_DebugOffsets.free_threaded".to_owned(),
+        value: 2,
+    };
+    assert_eq!(refusal(&with("3.14.10", 2, 2)), odd);
     assert_eq!(refusal(&with("3.15.2", 1, 0x0310_00f0)), Refusal::Version);
     assert_eq!(refusal(&with("3.15.2", 1, 0x030c_00f0)), Refusal::Version);
     assert_eq!(refusal(&with("3.15.2", 1, 0x040d_00f0)), Refusal::Version);
@@ -97,7 +156,7 @@ fn what_has_no_exact_layout_is_refused_by_name() {
 
 #[test]
 fn absurd_values_are_refused_or_not_used() {
-    for (release, minor) in RELEASES {
+    for (release, build) in RELEASES {
         let words = recorded(release).len() / 8;
         let mut refused = 0;
         for index in 3..words {
@@ -108,7 +167,7 @@ fn absurd_values_are_refused_or_not_used() {
                         assert_eq!(seen, value, "{release} word {index}");
                     }
                     Err(other) => panic!("{release} word {index}: {other}"),
-                    Ok((layout, _)) => assert_eq!(Some(layout), rows::layout(minor)),
+                    Ok((layout, _)) => assert_eq!(Some(layout), rows::layout(build)),
                 }
             }
         }

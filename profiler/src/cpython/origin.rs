@@ -1,0 +1,96 @@
+//! Where a process's CPython comes from, for a person who wants to know: which file, what in it told
+//! that it is one, what kind of build it is. Nothing that profiling needs.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use profiler_ebpf::layout_flags;
+
+use super::{Binaries, Interpreter, binary::Look, look, mappings, place};
+use crate::memory::ProcessMemory;
+
+/// What is known of the file that holds an interpreter's runtime, and of the process around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// As the process sees it.
+    pub file: PathBuf,
+    /// Whether the file has been removed or replaced since it was mapped.
+    pub deleted: bool,
+    /// Whether it is a library and not the program itself.
+    pub library: bool,
+    /// What told that the file is a CPython.
+    pub root: &'static str,
+    /// The C library that is mapped: `glibc`, `musl`, or none when it is linked statically.
+    pub c_library: Option<&'static str>,
+}
+
+impl Interpreter {
+    /// Its version as text, for a person.
+    pub fn release(&self) -> String {
+        self.version.to_string()
+    }
+
+    /// Whether it was built without a GIL.
+    pub fn is_free_threaded(&self) -> bool {
+        self.layout.flags & layout_flags::FREE_THREADED != 0
+    }
+}
+
+/// Finds the file that `interpreter`, detected in process `pid`, was found in.
+///
+/// # Errors
+/// When the process is gone, or its mappings are not ours to read.
+pub fn origin(
+    pid: u32,
+    binaries: &mut Binaries,
+    interpreter: &Interpreter,
+) -> Result<Option<Origin>> {
+    let memory = ProcessMemory::new(pid);
+    let files = mappings::executable_files(pid)?;
+    let c_library = files.iter().find_map(|mapping| c_library(&mapping.path));
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    for mapping in &files {
+        let Ok(Look::Python(python)) = look(pid, mapping, binaries) else {
+            continue;
+        };
+        let found = place(&memory, &python, mapping);
+        if found.is_none_or(|found| found.target.interpreters != interpreter.target.interpreters) {
+            continue;
+        }
+        return Ok(Some(Origin {
+            file: mapping.name(),
+            deleted: mapping.path.ends_with(DELETED),
+            library: program.as_os_str() != mapping.path.as_str(),
+            root: python.root,
+            c_library,
+        }));
+    }
+    Ok(None)
+}
+
+/// What the kernel appends to the name of a file that is no longer there.
+const DELETED: &str = " (deleted)";
+
+fn c_library(path: &str) -> Option<&'static str> {
+    let name = path.trim_end_matches(DELETED).rsplit('/').next()?;
+    if name.starts_with("ld-musl-") || name.starts_with("libc.musl-") {
+        Some("musl")
+    } else if name == "libc.so.6" || name.starts_with("libc-2.") {
+        Some("glibc")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c_libraries_are_known_by_their_files() {
+        assert_eq!(c_library("/lib/x86_64-linux-gnu/libc.so.6"), Some("glibc"));
+        assert_eq!(c_library("/lib/libc-2.31.so (deleted)"), Some("glibc"));
+        assert_eq!(c_library("/lib/ld-musl-x86_64.so.1"), Some("musl"));
+        assert_eq!(c_library("/usr/lib/libcrypto.so.3"), None);
+    }
+}

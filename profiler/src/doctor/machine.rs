@@ -1,0 +1,231 @@
+//! The machine, and what this process may do on it. Reads `/proc` and `/sys` and tries the kernel
+//! program; what preflight demands is checked by preflight.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::{Finding, Section, program, surroundings};
+use crate::preflight::{self, Checked, Facts};
+
+/// The rate of a recording where none is asked for.
+const USUAL_RATE: u32 = 99;
+/// include/uapi/linux/capability.h.
+const CAP_DAC_READ_SEARCH: u32 = 2;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_CHECKPOINT_RESTORE: u32 = 40;
+
+/// Looks at all of it.
+///
+/// # Errors
+/// When `/proc` does not tell what it does on every Linux.
+pub fn look() -> anyhow::Result<Section> {
+    let facts = Facts::gather()?;
+    let checks = facts.checks();
+    let ready = checks.iter().all(|(_, check)| check.is_ok());
+    let mut findings: Vec<Finding> = checks
+        .into_iter()
+        .map(|(key, check)| preflight_finding(key, check, &facts))
+        .collect();
+    findings.push(other_users(&facts));
+    findings.push(lockdown());
+    findings.push(max_sample_rate());
+    findings.extend([
+        setting(
+            "perf_cpu_time",
+            "/proc/sys/kernel/perf_cpu_time_max_percent",
+            |value| match value {
+                0 | 100 => "the kernel never lowers the sampling rate".to_owned(),
+                percent => format!("the kernel lowers its limit of the rate when sampling takes {percent} % of a CPU"),
+            },
+        ),
+        setting(
+            "perf_paranoid",
+            "/proc/sys/kernel/perf_event_paranoid",
+            |value| format!("perf_event_paranoid is {value}: of no matter to root and CAP_PERFMON"),
+        ),
+        setting(
+            "unprivileged_bpf",
+            "/proc/sys/kernel/unprivileged_bpf_disabled",
+            |value| match value {
+                0 => "allowed, which pyebpf does not need".to_owned(),
+                _ => "off, which pyebpf does not need".to_owned(),
+            },
+        ),
+    ]);
+    findings.push(bpf_jit());
+    findings.push(memory_lock());
+    findings.extend(surroundings::look());
+    findings.extend(program::look(ready));
+    Ok(Section {
+        title: "this machine".to_owned(),
+        findings,
+    })
+}
+
+/// What was seen where a check passes; else what it says.
+fn preflight_finding(key: &'static str, check: Checked, facts: &Facts) -> Finding {
+    let seen = match key {
+        "privileges" => match facts.user {
+            0 => "root".to_owned(),
+            user => format!("user {user} with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE"),
+        },
+        "kernel" => facts.release.clone(),
+        "btf" => format!("type information at {}", crate::bpf::KERNEL_BTF),
+        _ => facts.pid_namespace.clone(),
+    };
+    let value = match key {
+        "privileges" => json!({
+            "user": facts.user,
+            "capabilities": format!("{:016x}", facts.capabilities),
+        }),
+        "kernel" => json!(facts.release),
+        "btf" => json!(facts.has_btf),
+        _ => json!(facts.pid_namespace),
+    };
+    match check {
+        Ok(()) => Finding::ok(key, seen),
+        Err(missing) => Finding::fail(key, missing.seen, missing.mend),
+    }
+    .with(value)
+}
+
+/// What is needed for the files of other users' processes.
+fn other_users(facts: &Facts) -> Finding {
+    const KEY: &str = "other_users";
+    let mut lacks = Vec::new();
+    if !facts.has(CAP_DAC_READ_SEARCH) {
+        lacks.push("CAP_DAC_READ_SEARCH");
+    }
+    if !facts.has(CAP_SYS_ADMIN) && !facts.has(CAP_CHECKPOINT_RESTORE) {
+        lacks.push("CAP_CHECKPOINT_RESTORE");
+    }
+    if lacks.is_empty() {
+        return Finding::ok(KEY, "their processes and files can be looked at");
+    }
+    Finding::warn(
+        KEY,
+        format!(
+            "without {} processes of other users, or whose files were replaced, may not be \
+             recognised",
+            lacks.join(" and ")
+        ),
+        "run `sudo pyebpf …`",
+    )
+}
+
+fn lockdown() -> Finding {
+    const KEY: &str = "lockdown";
+    const FILE: &str = "/sys/kernel/security/lockdown";
+    let Ok(text) = fs::read_to_string(FILE) else {
+        return Finding::info(
+            KEY,
+            format!("no {FILE}: none, or securityfs is not mounted"),
+        );
+    };
+    match in_brackets(&text) {
+        // LOCKDOWN_BPF_READ_KERNEL and LOCKDOWN_PERF are of this level: include/linux/security.h.
+        Some("confidentiality") => Finding::fail(
+            KEY,
+            "the kernel is locked down to `confidentiality`, which forbids BPF programs to read",
+            "boot with `lockdown=integrity`, or without `lockdown=` and Secure Boot",
+        ),
+        Some(level) => Finding::ok(KEY, level),
+        None => Finding::unknown(KEY, format!("{FILE} says {:?}", text.trim())),
+    }
+}
+
+/// The word that is chosen among `none [integrity] confidentiality`.
+fn in_brackets(text: &str) -> Option<&str> {
+    Some(text.split_once('[')?.1.split_once(']')?.0)
+}
+
+fn max_sample_rate() -> Finding {
+    const KEY: &str = "max_sample_rate";
+    match preflight::rate_limit() {
+        Err(error) => Finding::unknown(KEY, format!("{error:#}")),
+        Ok(limit) => match preflight::within_limit(USUAL_RATE, limit) {
+            Ok(()) => Finding::ok(KEY, format!("up to {limit} Hz on each CPU")),
+            Err(missing) => Finding::fail(KEY, missing.seen, missing.mend),
+        }
+        .with(limit),
+    }
+}
+
+/// A number that the administrator set.
+fn setting(key: &'static str, file: &str, say: impl Fn(i64) -> String) -> Finding {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) => return Finding::unknown(key, format!("cannot read {file}: {error}")),
+    };
+    match text.trim().parse() {
+        Ok(value) => Finding::info(key, say(value)).with(value),
+        Err(_) => Finding::unknown(key, format!("{file} says {:?}", text.trim())),
+    }
+}
+
+fn bpf_jit() -> Finding {
+    const KEY: &str = "bpf_jit";
+    const FILE: &str = "/proc/sys/net/core/bpf_jit_enable";
+    // The file belongs to root, and is not there in other network namespaces.
+    match fs::read_to_string(FILE).as_deref().map(str::trim) {
+        Ok("0") => Finding::warn(
+            KEY,
+            "off: the kernel program is interpreted, at several times its cost",
+            "`sudo sysctl net.core.bpf_jit_enable=1`",
+        )
+        .with(false),
+        Ok(_) => Finding::ok(KEY, "on").with(true),
+        Err(error) => Finding::unknown(KEY, format!("cannot read {FILE}: {error}")),
+    }
+}
+
+/// Up to 5.10 the maps count against this limit; later kernels charge the memory cgroup.
+fn memory_lock() -> Finding {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable; the resource exists on every Linux.
+    unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+    let seen = match limit.rlim_cur {
+        libc::RLIM_INFINITY => "no limit".to_owned(),
+        bytes => format!("{} KiB: counts up to Linux 5.10 only", bytes >> 10),
+    };
+    Finding::info("locked_memory", seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    #[test]
+    fn the_chosen_word_is_the_one_in_brackets() {
+        let text = "none [integrity] confidentiality\n";
+        assert_eq!(in_brackets(text), Some("integrity"));
+        assert_eq!(in_brackets("none"), None);
+        assert_eq!(in_brackets("no]ne["), None);
+    }
+
+    #[test]
+    fn what_preflight_refuses_fails_with_its_words() {
+        let facts = Facts {
+            release: "4.19.0".to_owned(),
+            capabilities: 0,
+            user: 1000,
+            has_btf: false,
+            pid_namespace: String::new(),
+        };
+        for (key, check) in facts.checks() {
+            let finding = preflight_finding(key, check.clone(), &facts);
+            let missing = check.unwrap_err();
+            assert_eq!(finding.verdict, Verdict::Fail, "{key}");
+            assert_eq!(
+                (finding.seen, finding.mend),
+                (missing.seen, Some(missing.mend))
+            );
+        }
+        assert_eq!(other_users(&facts).verdict, Verdict::Warn);
+    }
+}

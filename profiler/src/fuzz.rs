@@ -1,0 +1,61 @@
+//! Every parser of foreign bytes behind a function that takes bytes, for fuzzers and for nothing
+//! else. A parser may give anything or nothing for any input; it may not panic, take more than its
+//! bounds allow, or run on without end. What else must hold of its result is asserted here.
+
+use bytemuck::Zeroable;
+use profiler_ebpf::python::Walk;
+use profiler_ebpf::{Frame, MAX_FRAMES, MAX_STEPS, Outcome, Sample, Stack};
+
+use crate::cpython;
+use crate::cpython::fuzz::interpreter;
+use crate::sample::{Record, decode};
+use crate::target;
+
+/// A parser by its name.
+pub type Parser = (&'static str, fn(&[u8]));
+
+/// All of them. `tests/data/fuzz` has a folder of inputs for each.
+pub const PARSERS: [Parser; 12] = [
+    ("accessors", cpython::fuzz::accessors),
+    ("check", cpython::fuzz::check),
+    ("code", cpython::fuzz::code),
+    ("debug_offsets", cpython::fuzz::debug_offsets),
+    ("dict", cpython::fuzz::dict),
+    ("elf", cpython::fuzz::elf),
+    ("lines", cpython::fuzz::lines),
+    ("maps", cpython::fuzz::maps),
+    ("record", record),
+    ("stat", target::fuzz::stat),
+    ("text", cpython::fuzz::text),
+    ("walk", walk),
+];
+
+/// A record of the ring buffer.
+fn record(bytes: &[u8]) {
+    match decode(bytes) {
+        Some(Record::Sample { .. }) => assert!(bytes.len() >= size_of::<Sample>()),
+        Some(Record::Stack { frames, .. }) => {
+            let taken = size_of::<Stack>() + frames.len() * size_of::<Frame>();
+            assert!(taken <= bytes.len() && frames.len() <= MAX_FRAMES);
+        }
+        _ => {}
+    }
+}
+
+/// The walk of the kernel program, over memory and addresses of any content.
+fn walk(bytes: &[u8]) {
+    let (interpreter, control_block, memory) = interpreter(bytes);
+    let (layout, target) = (interpreter.layout, interpreter.target);
+    let mut walk = Box::new(Walk::zeroed());
+    walk.sample.outcome = u8::MAX;
+    if walk.begin(&memory, &layout, &target, control_block) {
+        let _ended = (0..MAX_STEPS).any(|_| !walk.step(&memory, &layout, &target));
+    }
+    assert!(Outcome::from_number(walk.sample.outcome).is_some());
+    let frames = walk.stack.frames as usize;
+    assert!(frames <= MAX_FRAMES && walk.sample.gil <= 1);
+    for frame in walk.frames[..frames].iter().take(3) {
+        let (code, identity) = (frame.code, frame.identity);
+        let _any = cpython::code::read(&memory, &layout, target.code_type, code, identity);
+    }
+}

@@ -1,0 +1,162 @@
+//! A look at one process: what it runs, made known to the kernel if it is Python and wanted.
+
+use anyhow::Result;
+use profiler_ebpf::{Target, TargetState, python::Memory as _};
+
+use crate::{
+    bpf::Kernel,
+    cpython::{self, Detection, Interpreter},
+    memory::ProcessMemory,
+};
+
+use super::{
+    About, NOTICES_MAX, Starting, TRIES, Targets,
+    process::{self, Pid, exists},
+};
+
+impl Targets {
+    /// Finds out what process `pid` runs. `tries`: how often that has failed.
+    pub(super) fn look(&mut self, kernel: &mut Kernel, pid: Pid, tries: u32) {
+        // Before the look: an exec during it gets another id.
+        let target = kernel.target(pid);
+        let id = target.map_or(0, |target| target.id);
+        match cpython::detect(pid, &mut self.binaries) {
+            Ok(Detection::Python(interpreter)) => {
+                return self.try_set(kernel, (pid, id), *interpreter);
+            }
+            Ok(Detection::Unsupported { what, why }) => {
+                self.notice_unsupported(pid, &what, &why);
+            }
+            Ok(Detection::NotPython) | Err(_) if !exists(pid) => {
+                self.missed += u64::from(self.ended.remove(&pid).unwrap_or(0));
+                return;
+            }
+            Ok(Detection::NotPython) => {}
+            // Its mappings may be changing right now. Or they can't be read ever: as if it were no
+            // Python.
+            Err(_) if tries < TRIES => self.unlooked.push_back((pid, tries + 1)),
+            Err(_) => {}
+        }
+        if self.incarnations.current(pid).is_none() {
+            self.set_other(kernel, pid, target);
+        }
+    }
+
+    /// The interpreter of an incarnation is up, or should be.
+    pub(super) fn complete(&mut self, kernel: &mut Kernel, id: u32) {
+        let Some(pid) = self.incarnations.get(id).map(|known| known.pid) else {
+            return;
+        };
+        if self.incarnations.current(pid) != Some(id) {
+            return;
+        }
+        match cpython::detect(pid, &mut self.binaries) {
+            Ok(Detection::Python(interpreter)) => {
+                if is_whole(pid, &interpreter) {
+                    self.starting.remove(&id);
+                }
+                let set = self
+                    .incarnations
+                    .set(kernel, (pid, id), *interpreter, About::default);
+                if let Err(error) = set {
+                    self.notice(format!("{error:#}"));
+                }
+            }
+            Ok(Detection::Unsupported { what, why }) => {
+                self.notice_unsupported(pid, &what, &why);
+                self.incarnations.end(pid);
+                let target = kernel.target(pid).filter(|target| target.id == id);
+                if target.is_some() {
+                    self.leave(kernel, pid, target);
+                }
+            }
+            // It is ending, or becoming something else: events will tell.
+            Ok(Detection::NotPython) | Err(_) => {}
+        }
+    }
+
+    /// A process that is followed is not Python.
+    pub(super) fn set_other(&mut self, kernel: &mut Kernel, pid: Pid, target: Option<Target>) {
+        if !self.all {
+            self.leave(kernel, pid, target);
+        }
+    }
+
+    /// Its samples are counted, not walked.
+    pub(super) fn leave(&mut self, kernel: &mut Kernel, pid: Pid, target: Option<Target>) {
+        let target = Target {
+            state: TargetState::Other as u32,
+            ..target.unwrap_or_default()
+        };
+        match kernel.set_target(pid, &target) {
+            Ok(()) => self.remove_if_gone(kernel, pid),
+            Err(error) => self.notice(format!("{error:#}")),
+        }
+    }
+
+    pub(super) fn try_set(
+        &mut self,
+        kernel: &mut Kernel,
+        process: (Pid, u32),
+        interpreter: Interpreter,
+    ) {
+        if let Err(error) = self.set(kernel, process, interpreter) {
+            let pid = process.0;
+            let name = process::name(pid);
+            self.notice(format!("process {pid} ({name}) is not profiled: {error:#}"));
+        }
+    }
+
+    pub(super) fn set(
+        &mut self,
+        kernel: &mut Kernel,
+        (pid, id): (Pid, u32),
+        interpreter: Interpreter,
+    ) -> Result<()> {
+        let new = self.incarnations.current(pid) != Some(id);
+        let is_whole = is_whole(pid, &interpreter);
+        let about = || About {
+            command_line: process::command_line(pid),
+        };
+        let (id, waiting) = self
+            .incarnations
+            .set(kernel, (pid, id), interpreter, about)?;
+        self.missed += u64::from(waiting);
+        if !is_whole {
+            self.starting.insert(id, Starting::default());
+        }
+        if new && self.all {
+            // Those that it forked before the kernel knew it.
+            let children = process::children(pid).into_iter();
+            self.unlooked.extend(children.map(|child| (child, 0)));
+        }
+        self.remove_if_gone(kernel, pid);
+        Ok(())
+    }
+
+    /// The process may have ended before the kernel could see that it is followed.
+    pub(super) fn remove_if_gone(&mut self, kernel: &mut Kernel, pid: Pid) {
+        if !exists(pid) {
+            kernel.remove_target(pid);
+            self.incarnations.end(pid);
+            self.followed.remove(&pid);
+        }
+    }
+
+    /// Once for each version and reason.
+    pub(super) fn notice_unsupported(&mut self, pid: Pid, what: &str, why: &str) {
+        let text = format!("{what} is not profiled: {why}");
+        if self.refused.len() < NOTICES_MAX && self.refused.insert(text.clone()) {
+            let name = process::name(pid);
+            self.notice(format!("process {pid} ({name}): {text}"));
+        }
+    }
+}
+
+/// Whether the interpreter was up when it was looked at, so that all of it could be known.
+fn is_whole(pid: Pid, interpreter: &Interpreter) -> bool {
+    let mut head = [0; 8];
+    interpreter.checked
+        && ProcessMemory::new(pid).read(interpreter.target.interpreters, &mut head)
+        && head != [0; 8]
+}

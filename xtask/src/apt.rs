@@ -94,6 +94,20 @@ impl Apt {
     }
 }
 
+/// The mirror that this Debian uses, if it is one.
+pub(crate) fn mirror() -> Option<String> {
+    let mut command = Command::new("apt-get");
+    command.args(["indextargets", "--format", "$(LABEL) $(REPO_URI)"]);
+    first_mirror(&text_of(&mut command).ok()?)
+}
+
+fn first_mirror(targets: &str) -> Option<String> {
+    targets
+        .lines()
+        .find_map(|line| line.strip_prefix("Debian http"))
+        .map(|rest| format!("http{rest}"))
+}
+
 /// An apt-get that asks nothing and waits a while for another one to end.
 fn apt_get(verb: &str) -> Command {
     let mut command = as_root("env");
@@ -136,5 +150,16 @@ mod tests {
         let text = "rustc-web\n  Depends: libc6\n |Depends: gcc\n  Depends: <libc-dev>\n    \
                     libc6-dev\n  Conflicts: rustc\n";
         assert_eq!(depends(text).collect::<Vec<_>>(), ["libc6", "gcc"]);
+    }
+
+    #[test]
+    fn the_mirror_is_debians_own() {
+        let targets = "Debian-Security http://a.test/debian-security/\n\
+                       Debian Backports http://b.test/debian/\nDebian https://c.test/debian/\n";
+        assert_eq!(
+            first_mirror(targets).as_deref(),
+            Some("https://c.test/debian/")
+        );
+        assert_eq!(first_mirror("Docker https://d.test/\n"), None);
     }
 }

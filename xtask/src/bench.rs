@@ -8,7 +8,7 @@ mod own;
 mod profilers;
 mod ready;
 mod slowdown;
-mod table;
+pub(crate) mod table;
 mod workload;
 
 use std::collections::BTreeMap;

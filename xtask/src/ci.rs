@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: format, lints and tests. Every step runs even when one before it failed; each
+//! `cargo xtask ci`: format, lints, tests and two other kernels. Every step runs even when one before it failed; each
 //! says what it is and how long it took.
 
 use std::time::Instant;
@@ -6,17 +6,18 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::process::{cargo, find, openly, quietly, say};
-use crate::{setup, test};
+use crate::{setup, test, vm};
 
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     ("set-up", prepare),
     ("format", format),
     ("lints", lints),
     ("lints of the kernel program", kernel_lints),
     ("tests", || test::run(&test::Args::default())),
+    ("other kernels", vm::in_ci),
 ];
 
 /// The command.

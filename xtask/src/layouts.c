@@ -1,5 +1,6 @@
-/* Prints `major minor`, then one line `field offset` for each row of rows.rs; 0 where the version
-   has no such field. Compiled against the headers of CPython 3.6 to 3.15, with a GIL. */
+/* Prints the build (`3.13`, or `3.13t` without a GIL), then one line `field offset` for each row of
+   rows.rs; 0 where the build has no such field. Compiled against the headers of CPython 2.7 and 3.6
+   to 3.15. */
 #define Py_BUILD_CORE 1
 #include <stddef.h>
 #include <stdio.h>
@@ -8,9 +9,15 @@
 #include <frameobject.h>
 
 #define MINOR PY_MINOR_VERSION
-#if PY_MAJOR_VERSION == 3 && MINOR >= 6
+#define OLD (PY_MAJOR_VERSION == 2)
+#if (OLD && MINOR == 7) || (PY_MAJOR_VERSION == 3 && MINOR >= 6)
 
-#if MINOR == 7
+#if OLD
+/* Above every branch below that asks for a later version alone. */
+#include <code.h>
+#endif
+
+#if !OLD && MINOR == 7
 #include <internal/pystate.h>
 #elif MINOR == 8
 #include <internal/pycore_pystate.h>
@@ -33,14 +40,18 @@
 #define ROW(name, offset) printf("%s %zu\n", #name, (size_t)(offset))
 
 int main(void) {
-    printf("%d %d\n", PY_MAJOR_VERSION, MINOR);
+#ifdef Py_GIL_DISABLED
+    printf("%d.%dt\n", PY_MAJOR_VERSION, MINOR);
+#else
+    printf("%d.%d\n", PY_MAJOR_VERSION, MINOR);
+#endif
 
-#if MINOR == 6
+#if OLD || MINOR == 6
     ROW(interpreters_head, 0);
 #else
     ROW(interpreters_head, AT(_PyRuntimeState, interpreters.head));
 #endif
-#if MINOR >= 7 && MINOR <= 11
+#if !OLD && MINOR >= 7 && MINOR <= 11
     ROW(current, AT(_PyRuntimeState, gilstate.tstate_current));
     ROW(tss_key, AT(_PyRuntimeState, gilstate.autoTSSkey) + AT(Py_tss_t, _key));
 #else
@@ -74,9 +85,20 @@ int main(void) {
 #else
     ROW(cframe_frame, 0);
 #endif
+#if MINOR == 12
+    ROW(thread_exceptions, AT(PyThreadState, exc_info));
+    ROW(thread_stack_top, AT(PyThreadState, datastack_top));
+    ROW(code_frame_size, AT(PyCodeObject, co_framesize));
+#else
+    ROW(thread_exceptions, 0);
+    ROW(thread_stack_top, 0);
+    ROW(code_frame_size, 0);
+#endif
 
 #if MINOR <= 11
     ROW(gil_offset, 0);
+#elif defined(Py_GIL_DISABLED)
+    ROW(gil_offset, AT(PyThreadState, state));
 #elif MINOR == 12
     ROW(gil_offset, AT(PyInterpreterState, ceval.gil));
 #elif MINOR == 13
@@ -101,6 +123,13 @@ int main(void) {
     ROW(frame_previous, AT(_PyInterpreterFrame, previous));
     ROW(frame_owner, AT(_PyInterpreterFrame, owner));
 #endif
+#if MINOR >= 14 && defined(Py_GIL_DISABLED)
+    ROW(frame_tlbc, AT(_PyInterpreterFrame, tlbc_index));
+    ROW(code_tlbc, AT(PyCodeObject, co_tlbc));
+#else
+    ROW(frame_tlbc, 0);
+    ROW(code_tlbc, 0);
+#endif
 
     ROW(code_first_line, AT(PyCodeObject, co_firstlineno));
     ROW(code_filename, AT(PyCodeObject, co_filename));
@@ -124,6 +153,16 @@ int main(void) {
 #endif
 
     ROW(object_type, AT(PyObject, ob_type));
+#if OLD
+    /* A line table is a string, as names are. */
+    ROW(bytes_size, AT(PyStringObject, ob_size));
+    ROW(bytes_data, AT(PyStringObject, ob_sval));
+    ROW(str_length, AT(PyStringObject, ob_size));
+    ROW(str_hash, AT(PyStringObject, ob_shash));
+    ROW(str_state, 0);
+    ROW(str_ascii, AT(PyStringObject, ob_sval));
+    ROW(str_compact, AT(PyStringObject, ob_sval));
+#else
     ROW(bytes_size, AT(PyBytesObject, ob_base) + AT(PyVarObject, ob_size));
     ROW(bytes_data, AT(PyBytesObject, ob_sval));
     ROW(str_length, AT(PyASCIIObject, length));
@@ -131,19 +170,24 @@ int main(void) {
     ROW(str_state, AT(PyASCIIObject, state));
     ROW(str_ascii, sizeof(PyASCIIObject));
     ROW(str_compact, sizeof(PyCompactUnicodeObject));
+#endif
 #if MINOR <= 11
     ROW(modules, AT(PyInterpreterState, modules));
 #else
     ROW(modules, AT(PyInterpreterState, imports.modules));
 #endif
+#if OLD
+    ROW(type_keys, 0);
+#else
     ROW(type_keys, AT(PyHeapTypeObject, ht_cached_keys));
+#endif
     return 0;
 }
 
 #else
 
 int main(void) {
-    printf("%d %d\n", PY_MAJOR_VERSION, MINOR);
+    printf("%d.%d\n", PY_MAJOR_VERSION, MINOR);
     return 0;
 }
 

@@ -10,11 +10,15 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::process::{quietly, say, text_of};
+use crate::toolchain::cache_folder;
 
 const ROWS: &str = "profiler/src/cpython/rows.rs";
 const PROGRAM: &str = include_str!("layouts.c");
-const FIRST_MINOR: usize = 6;
-const COLUMNS: usize = 10;
+/// The columns, as the program calls them, in the order of `Build::ALL` there.
+const BUILDS: [&str; 14] = [
+    "2.7", "3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.15", "3.13t",
+    "3.14t", "3.15t",
+];
 
 /// Measure CPython's structures with the headers of the installed Pythons.
 #[derive(Debug, clap::Args)]
@@ -35,16 +39,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let path = root.join(ROWS);
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {ROWS}"))?;
     let mut columns: BTreeMap<usize, Column> = BTreeMap::new();
-    for headers in args.include.iter().cloned().chain(pyenv_headers()) {
-        let (minor, column) = measure(&headers)?;
-        if (FIRST_MINOR..FIRST_MINOR + COLUMNS).contains(&minor) {
-            columns.entry(minor).or_insert(column);
+    let headers = args.include.iter().cloned().chain(pyenv_headers());
+    for headers in headers.chain(free_threaded_headers()) {
+        let (build, column) = measure(&headers)?;
+        if let Some(index) = BUILDS.iter().position(|known| *known == build) {
+            columns.entry(index).or_insert(column);
         }
     }
     let (new, differences) = apply(&text, &columns)?;
-    for minor in FIRST_MINOR..FIRST_MINOR + COLUMNS {
-        if !columns.contains_key(&minor) {
-            say(&format!("skipped: no headers of Python 3.{minor}"));
+    for (index, build) in BUILDS.iter().enumerate() {
+        if !columns.contains_key(&index) {
+            say(&format!("skipped: no headers of Python {build}"));
         }
     }
     let measured = columns.len();
@@ -79,7 +84,13 @@ fn pyenv_headers() -> Vec<PathBuf> {
     found
 }
 
-fn measure(headers: &Path) -> Result<(usize, Column)> {
+/// The headers of the Python without a GIL that tests are run on: as configured, then as they came.
+fn free_threaded_headers() -> Option<PathBuf> {
+    let folder = cache_folder().ok()?.join("freethreaded-3.13");
+    folder.join("pyconfig.h").exists().then_some(folder)
+}
+
+fn measure(headers: &Path) -> Result<(String, Column)> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let (source, program) = (
         folder.path().join("layouts.c"),
@@ -87,8 +98,11 @@ fn measure(headers: &Path) -> Result<(usize, Column)> {
     );
     fs::write(&source, PROGRAM).context("cannot write the program")?;
     let mut compile = Command::new("cc");
-    compile.args(["-w", "-I"]).arg(headers);
-    compile.arg("-I").arg(headers.join("internal"));
+    compile.arg("-w");
+    // As installed, or as they lie where Python was built.
+    for inner in ["", "internal", "Include", "Include/internal"] {
+        compile.arg("-I").arg(headers.join(inner));
+    }
     compile.arg("-o").args([&program, &source]);
     quietly(&mut compile)
         .with_context(|| format!("cannot compile against {}", headers.display()))?;
@@ -96,19 +110,17 @@ fn measure(headers: &Path) -> Result<(usize, Column)> {
     parse(&said).with_context(|| format!("the program for {} said {said:?}", headers.display()))
 }
 
-/// `major minor`, then a line `field offset` each.
-fn parse(said: &str) -> Option<(usize, Column)> {
-    let mut pairs = said.lines().map(|line| line.split_once(' '));
-    let (major, minor) = pairs.next()??;
-    let column = pairs
-        .map(|pair| {
-            let (field, offset) = pair?;
+/// The build, then a line `field offset` each.
+fn parse(said: &str) -> Option<(String, Column)> {
+    let mut lines = said.lines();
+    let build = lines.next()?.to_owned();
+    let column = lines
+        .map(|line| {
+            let (field, offset) = line.split_once(' ')?;
             Some((field.to_owned(), offset.parse().ok()?))
         })
         .collect::<Option<Column>>()?;
-    // Of another major version there is no column.
-    let minor = if major == "3" { minor.parse().ok()? } else { 0 };
-    Some((minor, column))
+    Some((build, column))
 }
 
 /// Puts the columns into the rows of `text`; gives the new text and what changed.
@@ -123,13 +135,14 @@ fn apply(text: &str, columns: &BTreeMap<usize, Column>) -> Result<(String, Vec<S
             continue;
         };
         fields += 1;
-        for (minor, column) in columns {
+        for (index, column) in columns {
+            let build = BUILDS[*index];
             let measured = column.get(field);
-            let measured = measured.with_context(|| format!("3.{minor}: no {field} measured"))?;
-            let value = &mut row[minor - FIRST_MINOR];
+            let measured = measured.with_context(|| format!("{build}: no {field} measured"))?;
+            let value = &mut row[*index];
             if value != measured {
                 differences.push(format!(
-                    "3.{minor} {field}: {value}, the headers say {measured}"
+                    "{build} {field}: {value}, the headers say {measured}"
                 ));
                 *value = *measured;
             }
@@ -137,10 +150,10 @@ fn apply(text: &str, columns: &BTreeMap<usize, Column>) -> Result<(String, Vec<S
         let values: Vec<String> = row.iter().map(u32::to_string).collect();
         new.push_str(&format!("    {field}: [{}],\n", values.join(", ")));
     }
-    for (minor, column) in columns {
+    for (index, column) in columns {
         if column.len() != fields {
-            let measured = column.len();
-            bail!("3.{minor}: {measured} fields measured, but {ROWS} has {fields} rows");
+            let (build, measured) = (BUILDS[*index], column.len());
+            bail!("{build}: {measured} fields measured, but {ROWS} has {fields} rows");
         }
     }
     Ok((new, differences))
@@ -153,47 +166,48 @@ fn parse_row(line: &str) -> Option<(&str, Vec<u32>)> {
     let row: Vec<u32> = values
         .map(|value| value.parse().ok())
         .collect::<Option<_>>()?;
-    (row.len() == COLUMNS).then_some((field, row))
+    (row.len() == BUILDS.len()).then_some((field, row))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const TEXT: &str = "static ROWS: Rows = Rows {\n    a: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],\n};\n";
+    const TEXT: &str =
+        "static ROWS: Rows = Rows {\n    a: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],\n};\n";
 
-    fn measured(minor: usize, fields: &[(&str, u32)]) -> BTreeMap<usize, Column> {
+    fn measured(build: &str, fields: &[(&str, u32)]) -> BTreeMap<usize, Column> {
         let column = fields
             .iter()
             .map(|(field, offset)| ((*field).to_owned(), *offset));
-        BTreeMap::from([(minor, column.collect())])
+        let index = BUILDS.iter().position(|known| *known == build).unwrap();
+        BTreeMap::from([(index, column.collect())])
     }
 
     #[test]
     fn a_column_that_agrees_changes_nothing() {
-        let (new, differences) = apply(TEXT, &measured(8, &[("a", 3)])).unwrap();
+        let (new, differences) = apply(TEXT, &measured("3.7", &[("a", 3)])).unwrap();
         assert_eq!((new.as_str(), differences.len()), (TEXT, 0));
     }
 
     #[test]
     fn a_column_that_differs_is_named_and_filled_in() {
-        let (new, differences) = apply(TEXT, &measured(15, &[("a", 99)])).unwrap();
-        assert!(new.contains("    a: [1, 2, 3, 4, 5, 6, 7, 8, 9, 99],\n"));
-        assert_eq!(differences, ["3.15 a: 10, the headers say 99"]);
+        let (new, differences) = apply(TEXT, &measured("3.15t", &[("a", 99)])).unwrap();
+        assert!(new.contains("    a: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 99],\n"));
+        assert_eq!(differences, ["3.15t a: 14, the headers say 99"]);
     }
 
     #[test]
     fn rows_and_measurements_must_be_the_same_fields() {
-        assert!(apply(TEXT, &measured(8, &[("b", 3)])).is_err());
-        assert!(apply(TEXT, &measured(8, &[("a", 3), ("b", 3)])).is_err());
+        assert!(apply(TEXT, &measured("3.7", &[("b", 3)])).is_err());
+        assert!(apply(TEXT, &measured("3.7", &[("a", 3), ("b", 3)])).is_err());
     }
 
     #[test]
     fn the_programs_words_are_taken_whole_or_not_at_all() {
-        let (minor, column) = parse("3 12\na 8\nb 16\n").unwrap();
-        assert_eq!((minor, column.len()), (12, 2));
-        assert_eq!(parse("2 7\n").map(|(minor, _)| minor), Some(0));
-        assert_eq!(parse("3 12\na\n"), None);
+        let (build, column) = parse("3.12\na 8\nb 16\n").unwrap();
+        assert_eq!((build.as_str(), column.len()), ("3.12", 2));
+        assert_eq!(parse("3.12\na\n"), None);
         assert_eq!(parse(""), None);
     }
 }

@@ -3,14 +3,17 @@
 mod apt;
 mod bench;
 mod ci;
+mod fuzz;
 mod install;
 mod layouts;
+mod matrix;
 mod process;
 mod run;
 mod setup;
 mod test;
 mod testbed;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -32,7 +35,13 @@ enum Task {
     Bench(bench::Args),
     /// Measure CPython's structures with the headers of the installed Pythons.
     Layouts(layouts::Args),
-    /// What continuous integration runs: format, lints, tests.
+    /// Try every Python that is here, started in every way, and print the table.
+    Matrix(matrix::Args),
+    /// Look for inputs that break the parsers of foreign bytes.
+    Fuzz(fuzz::Args),
+    /// Run pyebpf under other kernels, in virtual machines.
+    Vm(vm::Args),
+    /// What continuous integration runs: format, lints, tests, two other kernels.
     Ci,
 }
 
@@ -44,6 +53,9 @@ fn main() -> ExitCode {
         Task::Install(args) => install::run(&args),
         Task::Layouts(args) => layouts::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Matrix(args) => matrix::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
+        Task::Vm(args) => vm::run(&args),
         Task::Ci => ci::run(),
     };
     match done {

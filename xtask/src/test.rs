@@ -58,11 +58,21 @@ fn tests(args: &Args, skipped: &Path, program: &Path) -> Result<()> {
         return openly(&mut test(&[]));
     }
     let pure = openly(&mut test(&["--exclude", LIVE]));
-    let mut live = cargo();
-    live.args(["test", "--no-fail-fast", "--package", LIVE])
+    let mut live = live();
+    live.arg("--no-fail-fast")
         .args(&args.arguments)
         .env("PYEBPF_SKIPPED", skipped)
         .env("PYEBPF_BIN", program);
+    pure.and(openly(&mut live))
+}
+
+/// A `cargo test` of the live tests, as root where that can be.
+pub(crate) fn live() -> Command {
+    let mut live = cargo();
+    live.args(["test", "--package", LIVE]);
+    if is_root() {
+        return live;
+    }
     // Asks for the password now, where there is a terminal to ask on.
     let sudo = quietly(
         Command::new("sudo")
@@ -77,7 +87,7 @@ fn tests(args: &Args, skipped: &Path, program: &Path) -> Result<()> {
         }
         Err(error) => say(&format!("the live tests run without root: {error:#}")),
     }
-    pure.and(openly(&mut live))
+    live
 }
 
 /// The list of skipped tests, each once, in order.

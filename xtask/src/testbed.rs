@@ -1,8 +1,13 @@
 //! What the tests need beyond the build, made in the cache folder: one file per piece. A piece that
 //! cannot be had is reported by name, and its tests skip; the others are made all the same.
 
+mod freethreaded;
+mod greenlets;
+mod musl;
+mod packages;
 mod readers;
 mod sid;
+mod source;
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +19,15 @@ use crate::setup::{cache, turn};
 /// A piece's name for the report, and how it is made. Quick and silent when it is there.
 type Piece = (&'static str, fn(&Path, &mut Apt) -> Result<()>);
 
-const PIECES: [Piece; 4] = [
+const PIECES: [Piece; 8] = [
     ("CPython 3.13, 3.14 and 3.15 of Debian sid", sid::prepare),
+    (
+        "runc, bubblewrap, a debug build and PyPy",
+        packages::prepare,
+    ),
+    ("CPython 3.13 without a GIL", freethreaded::prepare),
+    ("CPython 3.13 on musl", musl::prepare),
+    ("greenlet", greenlets::prepare),
     ("py-spy", readers::py_spy),
     ("go tool pprof", readers::pprof),
     ("speedscope", readers::speedscope),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 /// A table: a caption, a head, rows of cells, and what is to be said about it.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(crate) struct Table {
     caption: String,
     head: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -13,7 +13,7 @@ pub(super) struct Table {
 
 impl Table {
     /// An empty table with these columns.
-    pub(super) fn new(caption: &str, head: &[&str]) -> Table {
+    pub(crate) fn new(caption: &str, head: &[&str]) -> Table {
         Table {
             caption: caption.to_owned(),
             head: head.iter().map(|&cell| cell.to_owned()).collect(),
@@ -22,24 +22,24 @@ impl Table {
     }
 
     /// Adds a row, one cell for each column.
-    pub(super) fn row(&mut self, cells: Vec<String>) {
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.head.len());
         self.rows.push(cells);
     }
 
     /// Adds a sentence below the table.
-    pub(super) fn note(&mut self, text: impl Into<String>) {
+    pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }
 
     /// The cells that say that a figure missed its mark.
-    pub(super) fn missed(&self) -> usize {
+    pub(crate) fn missed(&self) -> usize {
         let cells = self.rows.iter().flatten();
         cells.filter(|cell| cell.ends_with(MISSED)).count()
     }
 
     /// The table in Markdown, with an empty line before and after each part.
-    pub(super) fn markdown(&self) -> String {
+    pub(crate) fn markdown(&self) -> String {
         let mut text = format!("\n{}\n\n", self.caption);
         let mut line = |cells: &[String]| {
             writeln!(text, "| {} |", cells.join(" | ")).expect("writing to a string");
@@ -57,12 +57,12 @@ impl Table {
 const MISSED: &str = "**MISSED**";
 
 /// The mark to reach and whether it was: `≤ 1.5 ok`.
-pub(super) fn verdict(mark: &str, reached: bool) -> String {
+pub(crate) fn verdict(mark: &str, reached: bool) -> String {
     format!("{mark} {}", if reached { "ok" } else { MISSED })
 }
 
 /// A figure, or a dash where there is none.
-pub(super) fn figure(value: Option<f64>, digits: usize) -> String {
+pub(crate) fn figure(value: Option<f64>, digits: usize) -> String {
     value.map_or("–".to_owned(), |value| {
         // Rounding may leave the sign of a small negative number on a zero.
         let text = format!("{value:.digits$}");

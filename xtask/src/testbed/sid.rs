@@ -3,12 +3,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::apt::Apt;
-use crate::process::{as_root, find, quietly, say, text_of};
+use crate::apt::{Apt, mirror};
+use crate::process::{as_root, find, quietly, say};
 
 const PYTHONS: [&str; 3] = ["python3.13", "python3.14", "python3.15"];
 
@@ -51,6 +50,7 @@ fn make(root: &Path, apt: &mut Apt) -> Result<()> {
     quietly(as_root("rm").args(["-rf", "--one-file-system"]).arg(&new))?;
     let mut command = as_root(debootstrap);
     command.args(["--variant=minbase", "sid"]).arg(&new);
+    // Without one debootstrap takes Debian's own.
     quietly(command.args(mirror()))?;
 
     // One by one: a Python that sid does not have must not keep the others away. In namespaces of
@@ -73,34 +73,4 @@ fn make(root: &Path, apt: &mut Apt) -> Result<()> {
     }
     quietly(as_root("rm").args(["-rf", "--one-file-system"]).arg(root))?;
     quietly(as_root("mv").arg(&new).arg(root))
-}
-
-/// The mirror that this Debian uses, if it is one; debootstrap knows a default.
-fn mirror() -> Option<String> {
-    let mut command = Command::new("apt-get");
-    command.args(["indextargets", "--format", "$(LABEL) $(REPO_URI)"]);
-    first_mirror(&text_of(&mut command).ok()?)
-}
-
-fn first_mirror(targets: &str) -> Option<String> {
-    targets
-        .lines()
-        .find_map(|line| line.strip_prefix("Debian http"))
-        .map(|rest| format!("http{rest}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mirror_is_debians_own() {
-        let targets = "Debian-Security http://a.test/debian-security/\n\
-                       Debian Backports http://b.test/debian/\nDebian https://c.test/debian/\n";
-        assert_eq!(
-            first_mirror(targets).as_deref(),
-            Some("https://c.test/debian/")
-        );
-        assert_eq!(first_mirror("Docker https://d.test/\n"), None);
-    }
 }

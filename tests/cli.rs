@@ -2,6 +2,7 @@
 //! words of each message, the exit code, and that nothing is left half-written.
 
 mod cli_commands;
+mod cli_doctor;
 mod cli_errors;
 mod cli_outputs;
 mod cli_places;

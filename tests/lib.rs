@@ -2,9 +2,13 @@
 //! a reader of its collapsed stacks. What a machine lacks is skipped by name, never silently.
 
 pub mod example;
+pub mod kernel_time;
+pub mod matrix;
+pub mod memory_pressure;
 pub mod pythons;
 pub mod raw;
 pub mod recording;
+pub mod start;
 pub mod workload;
 
 use std::fs::OpenOptions;

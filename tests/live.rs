@@ -1,19 +1,30 @@
 //! Live tests: the built `pyebpf` on running Pythons, as root. One recording covers all versions at
 //! once, so the whole takes minutes, not an hour; each version's failure is told by its name.
 
+mod live_accounts;
 mod live_amounts;
+mod live_chaos;
+mod live_doctor;
+mod live_events;
+mod live_forged;
+mod live_gone;
 mod live_hostile;
+mod live_kinds;
+mod live_matrix;
 mod live_processes;
 mod live_shapes;
 mod live_shares;
+mod live_short_lived;
 mod live_stacks;
 
 use anyhow::{Context as _, Result, ensure};
+use pyebpf_tests::matrix::{Expected, same_frames};
 use pyebpf_tests::pythons::{self, Python};
-use pyebpf_tests::raw::{Frame, Stack};
-use pyebpf_tests::recording::{Recording, record};
+use pyebpf_tests::raw::{Frame, Stack, samples};
+use pyebpf_tests::recording::{Recording, Running, finished, pyebpf, record};
 use pyebpf_tests::workload::Target;
 use pyebpf_tests::{Parts, can_profile, turn};
+use tempfile::TempDir;
 
 /// Starts a workload on every Python, records them all together with these flags, and checks each.
 fn on_every_python(
@@ -37,13 +48,24 @@ fn on_these(
     flags: &[&[&str]],
     check: impl Fn(&Python, &Target, &[Recording]) -> Result<()>,
 ) {
+    on_those(test, &|_| true, start, flags, check);
+}
+
+/// Likewise, on some of the Pythons.
+fn on_those(
+    test: &str,
+    wanted: &dyn Fn(&Python) -> bool,
+    start: &dyn Fn(&Python) -> Result<Target>,
+    flags: &[&[&str]],
+    check: impl Fn(&Python, &Target, &[Recording]) -> Result<()>,
+) {
     if !can_profile(test) {
         return;
     }
     let _turn = turn();
     let mut parts = Parts::default();
     let mut targets = Vec::new();
-    for python in pythons::all(test) {
+    for python in pythons::all(test).into_iter().filter(wanted) {
         match start(&python) {
             Ok(target) => targets.push((python, target)),
             Err(error) => parts.note(&python.name, Err(error)),
@@ -53,6 +75,9 @@ fn on_these(
         .iter()
         .map(|(_, target)| target.pid.to_string())
         .collect();
+    if pids.is_empty() {
+        return parts.finish();
+    }
     let recorded: Result<Vec<Recording>> = flags
         .iter()
         .map(|flags| {
@@ -78,35 +103,72 @@ fn on_these(
     parts.finish();
 }
 
-/// One frame as a workload tells it: the name, the file, and the lines that it may be on.
-#[derive(Debug, serde::Deserialize)]
-struct Expected(String, String, Vec<u32>);
-
 /// The stack that a workload says it has, from root to leaf.
 fn expected_stack(target: &Target) -> Result<Vec<Expected>> {
     serde_json::from_value(target.said["stack"].clone()).context("the workload tells its stack")
 }
 
-/// Checks the Python frames of a stack against those that are expected, all of them.
-fn same_frames(seen: &[Frame], expected: &[Expected]) -> Result<()> {
-    for (index, (seen, expected)) in seen.iter().zip(expected).enumerate() {
-        let Expected(name, file, lines) = expected;
-        ensure!(
-            seen.name == *name && seen.file == *file && lines.contains(&seen.line),
-            "frame {index} from the root is {seen:?}, not {expected:?}"
-        );
-    }
-    ensure!(
-        seen.len() == expected.len(),
-        "{} frames instead of {}; the newest are {:?}",
-        seen.len(),
-        expected.len(),
-        &seen[seen.len().saturating_sub(3)..]
-    );
-    Ok(())
-}
-
 /// Whether any of the frames is of this function.
 fn has(stack: &Stack, function: &str) -> bool {
     stack.frames.iter().any(|frame| frame.name == function)
+}
+
+/// Runs a test of one Python, alone on the machine.
+fn with_python(test: &str, body: impl FnOnce(&Python) -> Result<()>) {
+    if !can_profile(test) {
+        return;
+    }
+    let Some(python) = pythons::any(test) else {
+        return;
+    };
+    let _turn = turn();
+    if let Err(error) = body(&python) {
+        panic!("{}: {error:#}", python.name);
+    }
+}
+
+/// Records while `chaos` goes on, from when it samples; gives what was recorded, with the process of each stack.
+fn record_during(flags: &[&str], chaos: impl FnOnce() -> Result<()>) -> Result<Recording> {
+    let folder = TempDir::new()?;
+    let path = folder.path().join("profile.txt");
+    let mut command = pyebpf(&["record", "-f", "raw", "--full-filenames", "-o"]);
+    let running = Running::start(command.arg(&path).args(flags))?;
+    let done = running.wait_until_it_samples().and_then(|()| chaos());
+    running.signal(libc::SIGINT)?;
+    let recording = finished(running.wait()?, &path)?;
+    done.map(|()| recording)
+}
+
+/// Every stack of `pid` is whole and as expected.
+fn unhurt(recording: &Recording, target: &Target) -> Result<()> {
+    let expected = expected_stack(target)?;
+    let stacks = recording.of(target.pid);
+    ensure!(
+        samples(&stacks) >= 20,
+        "only {} samples\n{}",
+        samples(&stacks),
+        recording.stderr
+    );
+    for stack in &stacks {
+        ensure!(stack.marker.is_none(), "marked {:?}", stack.marker);
+        same_frames(&stack.frames, &expected)?;
+    }
+    Ok(())
+}
+
+/// The newest frames are as expected, as many as there are; a name may be unknown or unproven.
+fn right_or_unknown(frames: &[Frame], expected: &[Expected]) -> Result<()> {
+    let missing = expected.len().checked_sub(frames.len());
+    let missing = missing.with_context(|| format!("{} frames", frames.len()))?;
+    for (seen, expected) in frames.iter().zip(&expected[missing..]) {
+        let Expected(name, file, lines) = expected;
+        let right = seen.name.strip_suffix(" [unproven]").unwrap_or(&seen.name) == name
+            && seen.file == *file
+            && lines.contains(&seen.line);
+        ensure!(
+            right || seen.name.starts_with("[unknown"),
+            "{seen:?}, not {expected:?}"
+        );
+    }
+    Ok(())
 }

@@ -7,11 +7,13 @@ use std::fs;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use pyebpf_tests::raw::{Stack, samples};
+use pyebpf_tests::recording::record;
 use pyebpf_tests::workload;
 use pyebpf_tests::workload::Target;
+use pyebpf_tests::{can_profile, pythons, turn};
 use tempfile::TempDir;
 
-use crate::{expected_stack, on_every_python, on_these, same_frames};
+use crate::{Expected, expected_stack, on_every_python, on_these, on_those, same_frames};
 
 #[test]
 fn shows_exactly_the_stack_that_is_there() {
@@ -39,6 +41,56 @@ fn shows_exactly_the_stack_that_is_there() {
             Ok(())
         },
     );
+}
+
+#[test]
+fn shows_the_stacks_of_python_2() {
+    let test = "shows_the_stacks_of_python_2";
+    if !can_profile(test) {
+        return;
+    }
+    let Some(python) = pythons::old(test) else {
+        return;
+    };
+    let _turn = turn();
+    let result = python.start(&["old_stack.py"]).and_then(|target| {
+        let expected: Vec<Vec<Expected>> = serde_json::from_value(target.said["stacks"].clone())?;
+        let pid = target.pid.to_string();
+        let flags = [
+            "-d",
+            "3",
+            "-r",
+            "199",
+            "--threads",
+            "--full-filenames",
+            "-p",
+            &pid,
+        ];
+        let recording = record(&flags)?;
+        let stacks = recording.of(target.pid);
+        // One thread has the GIL at most; the other one works without it, and is found all the same.
+        for (name, expected) in ["MainThread", "größe"].into_iter().zip(&expected) {
+            let of_thread = stacks.iter().filter(|stack| {
+                let thread = stack.thread.as_ref();
+                thread.is_some_and(|thread| thread.name == name)
+            });
+            let mut seen = 0;
+            for stack in of_thread {
+                ensure!(stack.marker.is_none(), "marked {:?}", stack.marker);
+                same_frames(&stack.frames, expected)?;
+                seen += stack.count;
+            }
+            ensure!(seen >= 10, "only {seen} samples of {name}: {stacks:?}");
+        }
+        ensure!(
+            stacks.iter().all(|stack| stack.thread.is_some()),
+            "a stack of no thread"
+        );
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{}: {error:#}", python.name);
+    }
 }
 
 #[test]
@@ -78,6 +130,47 @@ fn says_that_a_recursion_beyond_1024_frames_is_truncated() {
                 ensure!(marker.starts_with("truncated: "), "marked {marker:?}");
                 same_frames(&stack.frames, expected)?;
             }
+            Ok(())
+        },
+    );
+}
+
+/// As kernels before 5.17 do it; newer ones can, too. On one Python of a version: of each shape of
+/// frame chains there is an even and an odd one.
+#[test]
+fn steps_by_calls_as_it_does_by_a_loop() {
+    on_those(
+        "steps_by_calls_as_it_does_by_a_loop",
+        &|python| {
+            let newest = python.name.starts_with("sid") && python.minor == 14;
+            newest || python.name.starts_with("pyenv") && (9..=13).contains(&python.minor)
+        },
+        &|python| {
+            let depth = ["900", "3000"][python.minor as usize % 2];
+            python.start(&["deep.py", depth])
+        },
+        &[&[
+            "--steps",
+            "calls",
+            "-d",
+            "2",
+            "-r",
+            "199",
+            "--full-filenames",
+        ]],
+        |python, target, recordings| {
+            let told = expected_stack(target)?;
+            let expected = &told[told.len().saturating_sub(1024)..];
+            let good = ["whole", "truncated: "][python.minor as usize % 2];
+            let stacks = recordings[0].of(target.pid);
+            ensure!(samples(&stacks) >= 10, "only {} samples", samples(&stacks));
+            for stack in &stacks {
+                let marker = stack.marker.as_deref().unwrap_or("whole");
+                ensure!(marker.starts_with(good), "marked {marker:?}");
+                same_frames(&stack.frames, expected)?;
+            }
+            let said = &recordings[0].stderr;
+            ensure!(!said.contains("were cut"), "a call failed: {said}");
             Ok(())
         },
     );

@@ -102,13 +102,17 @@ pub fn record(arguments: &[&str]) -> Result<Recording> {
     // What follows `--` is the target's own, so the output comes first.
     command.arg(&file).args(arguments);
     let ended = Running::start(&mut command)?.wait()?;
-    ensure!(
-        ended.status.success(),
-        "{command:?}: {}\n{}",
-        ended.status,
-        ended.stderr
-    );
-    let text = std::fs::read_to_string(&file)
+    finished(ended, &file).with_context(|| format!("{command:?}"))
+}
+
+/// What a `pyebpf record -f raw -o FILE` gave that has ended, which must be a success.
+///
+/// # Errors
+///
+/// When it failed, or what it wrote is not the collapsed form.
+pub fn finished(ended: Ended, file: &Path) -> Result<Recording> {
+    ensure!(ended.status.success(), "{}\n{}", ended.status, ended.stderr);
+    let text = std::fs::read_to_string(file)
         .with_context(|| format!("no profile was written:\n{}", ended.stderr))?;
     Ok(Recording {
         stacks: raw::parse(&text)?,
@@ -142,6 +146,33 @@ impl Running {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits until it samples: until it holds two perf events for each CPU, its clock and the one
+    /// that tells of new mappings.
+    ///
+    /// # Errors
+    ///
+    /// When it does not within a minute.
+    pub fn wait_until_it_samples(&self) -> Result<()> {
+        let start = Instant::now();
+        let cpus = std::thread::available_parallelism()?.get();
+        let events = || -> usize {
+            let files = std::fs::read_dir(format!("/proc/{}/fd", self.pid()));
+            let links = files.into_iter().flatten();
+            links
+                .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+                .filter(|link| link.as_os_str() == "anon_inode:[perf_event]")
+                .count()
+        };
+        while events() < 2 * cpus {
+            ensure!(
+                start.elapsed() < Duration::from_secs(60),
+                "pyebpf does not begin to sample"
+            );
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Sends it this signal.

@@ -8,6 +8,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use crate::start::pid_on_the_host;
+
 /// A running workload. Dropping it kills it.
 #[derive(Debug)]
 pub struct Target {
@@ -31,7 +33,31 @@ impl Target {
     /// # Errors
     ///
     /// When it can't be started or its first line is no JSON with a `pid`.
-    pub fn start(mut command: Command) -> Result<Target> {
+    pub fn start(command: Command) -> Result<Target> {
+        let target = Target::spawn(command)?;
+        ensure!(
+            target.said["pid"] == target.pid,
+            "process {} says of itself: {}",
+            target.pid,
+            target.said
+        );
+        Ok(target)
+    }
+
+    /// Likewise, where the command starts the workload as a process of its own, perhaps in another
+    /// PID namespace: `pid` is the workload's, as the host sees it.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be started, or no process of the family is what the workload says that it is.
+    pub fn start_within(command: Command) -> Result<Target> {
+        let mut target = Target::spawn(command)?;
+        let inner = target.said["pid"].as_u64().context("no pid is told")?;
+        target.pid = pid_on_the_host(target.pid, inner)?;
+        Ok(target)
+    }
+
+    fn spawn(mut command: Command) -> Result<Target> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -45,12 +71,6 @@ impl Target {
             output: BufReader::new(output),
         };
         target.said = target.line().with_context(|| format!("{command:?}"))?;
-        ensure!(
-            target.said["pid"] == target.pid,
-            "process {} says of itself: {}",
-            target.pid,
-            target.said
-        );
         Ok(target)
     }
 
@@ -60,11 +80,26 @@ impl Target {
     ///
     /// When it says nothing.
     pub fn finish(mut self) -> Result<Value> {
-        let pid = libc::pid_t::try_from(self.pid).context("a pid fits")?;
-        // SAFETY: kill takes no pointers; the child has not been waited for, so the pid is its own.
-        let sent = unsafe { libc::kill(pid, libc::SIGTERM) };
-        ensure!(sent == 0, "{}", std::io::Error::last_os_error());
+        self.signal(libc::SIGTERM)?;
         self.line()
+    }
+
+    /// Sends it this signal: SIGSTOP, for example, so that it is out of the way until SIGCONT.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        let pid = libc::pid_t::try_from(self.pid).context("a pid fits")?;
+        // SAFETY: kill takes no pointers. What we started ourselves has not been waited for, so that
+        // the pid is still its own; what that started lives until it ends.
+        let sent = unsafe { libc::kill(pid, signal) };
+        ensure!(
+            sent == 0,
+            "process {pid}: {}",
+            std::io::Error::last_os_error()
+        );
+        Ok(())
     }
 
     fn line(&mut self) -> Result<Value> {

@@ -11,7 +11,7 @@ import sys
 import time
 
 PARENT = os.getppid()
-END = time.monotonic() + 60
+END = time.monotonic() + 180
 TEMPLATE = "\n" * 3 + """\
 def part_{n}(count):
     total = 0

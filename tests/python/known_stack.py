@@ -12,7 +12,7 @@ import time
 
 DEPTH = 60
 PARENT = os.getppid()
-END = time.monotonic() + 60
+END = time.monotonic() + 180
 
 
 def name_of(code):

@@ -8,7 +8,6 @@ PyCode_Addr2Line() must say the same. `runs` are [code units, line or null], in 
 """
 import argparse
 import ast
-import asyncio.base_events
 import dis
 import json
 import json.decoder
@@ -148,7 +147,15 @@ def codes_of(code):
 
 
 def lines_of(code):
-    """The line of each code unit."""
+    """The line of each code unit, in 2.7 of each byte."""
+    if sys.version_info < (3,):
+        starts, line, lines = dict(dis.findlinestarts(code)), code.co_firstlineno, []
+        for at in range(len(code.co_code)):
+            line = starts.get(at, line)
+            lines.append(line)
+            said = addr2line(code, at)
+            assert said == line, (code, at, said, line)
+        return lines
     units = len(code.co_code) // 2
     lines = [None] * units
     if hasattr(code, "co_lines"):
@@ -181,22 +188,29 @@ def record(code):
     return {
         "name": getattr(code, "co_qualname", code.co_name),
         "first": code.co_firstlineno,
-        "table": table.hex(),
+        "table": table.hex() if sys.version_info >= (3,) else table.encode("hex"),
         "runs": runs,
     }
 
 
 def main():
-    sources = [ODD, LATE] + ([MATCH] if sys.version_info >= (3, 10) else [])
+    sources = [ODD] if sys.version_info >= (3,) else []
+    sources += [LATE] + ([MATCH] if sys.version_info >= (3, 10) else [])
     codes = [c for s in sources for c in codes_of(compile(s, "odd.py", "exec"))]
-    for function in (
-        argparse.ArgumentParser._parse_known_args,
-        asyncio.base_events.BaseEventLoop.create_connection,
-        ast.literal_eval,
-        json.decoder.py_scanstring,
-        textwrap.dedent,
-        types.resolve_bases,
-    ) if sys.version_info >= (3, 7) else (argparse.ArgumentParser._parse_known_args, textwrap.dedent):
+    functions = [argparse.ArgumentParser._parse_known_args, textwrap.dedent]
+    if sys.version_info >= (3, 7):
+        import asyncio.base_events
+        functions[1:1] = [
+            asyncio.base_events.BaseEventLoop.create_connection,
+            ast.literal_eval,
+            json.decoder.py_scanstring,
+        ]
+        functions.append(types.resolve_bases)
+    elif sys.version_info < (3,):
+        functions += vars(textwrap.TextWrapper).values() + vars(json.decoder).values()
+        functions += vars(argparse.ArgumentParser).values() + vars(ast).values()
+        functions = [function for function in functions if isinstance(function, types.FunctionType)]
+    for function in functions:
         codes.extend(codes_of(function.__code__))
     print("[\n" + ",\n".join(json.dumps(record(c), separators=(",", ":")) for c in codes) + "\n]")
 

@@ -11,7 +11,7 @@ import time
 import zlib
 
 PARENT = os.getppid()
-END = time.monotonic() + 60
+END = time.monotonic() + 180
 LOCK = threading.Lock()
 NEAR, FAR = socket.socketpair()
 IDS = {}

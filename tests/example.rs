@@ -3,7 +3,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use pyebpf::profile::{Function, Meta, Profile, Shape, StackId};
+use pyebpf::profile::{Function, Meta, Process, ProcessId, Profile, Shape, StackId};
 
 /// Nanoseconds that every sample of [`profile`] stands for.
 pub const WEIGHT: u64 = 10_000_000;
@@ -14,7 +14,7 @@ pub const SAMPLES: u64 = 20;
 /// A profile without samples, but with a process that was looked at.
 pub fn empty(shape: Shape) -> Profile {
     let mut profile = Profile::new(meta(), shape, true);
-    let process = profile.add_process(40, "python3 idle.py".to_owned());
+    let process = add_process(&mut profile, 40, "python3 idle.py");
     profile.add_thread(process, 40, "python3".to_owned());
     let marker = profile.marker("[unknown: never recorded]");
     profile.stack([marker]);
@@ -24,8 +24,14 @@ pub fn empty(shape: Shape) -> Profile {
 /// The example. Its stacks, with their samples, are those of the golden collapsed stacks.
 pub fn profile(shape: Shape) -> Profile {
     let mut profile = empty(shape);
-    let shop = profile.add_process(41, "python3 shop.py --sort 'a;b'\n".to_owned());
-    let other = profile.add_process(77, "/usr/bin/python3 -m größe <x & y>".to_owned());
+    let shop = add_process(&mut profile, 41, "python3 shop.py --sort 'a;b'\n");
+    let container = "0123456789abcdef".repeat(4);
+    let other = profile.add_process(Process {
+        pid: 77,
+        command_line: "/usr/bin/python3 -m größe <x & y>".to_owned(),
+        cgroup: format!("/system.slice/docker;größe-{container}.scope"),
+        container,
+    });
     let main = profile.add_thread(shop, 41, "python3".to_owned());
     profile.set_thread_name(main, "MainThread".to_owned());
     let worker = profile.add_thread(shop, 42, "pool-1".to_owned());
@@ -86,6 +92,14 @@ pub fn profile(shape: Shape) -> Profile {
     );
     record(&mut profile, main, stack, 1);
     profile
+}
+
+fn add_process(profile: &mut Profile, pid: u32, command_line: &str) -> ProcessId {
+    profile.add_process(Process {
+        pid,
+        command_line: command_line.to_owned(),
+        ..Process::default()
+    })
 }
 
 /// Name, file with its short form, first line (of markers 0), running line (0 when unknown).

@@ -15,8 +15,9 @@ use crate::target;
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// All of them. `tests/data/fuzz` has a folder of inputs for each.
-pub const PARSERS: [Parser; 12] = [
+pub const PARSERS: [Parser; 13] = [
     ("accessors", cpython::fuzz::accessors),
+    ("cgroup", target::fuzz::cgroup),
     ("check", cpython::fuzz::check),
     ("code", cpython::fuzz::code),
     ("debug_offsets", cpython::fuzz::debug_offsets),

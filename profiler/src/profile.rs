@@ -90,8 +90,8 @@ impl Profile {
 
     /// A process whose threads will be sampled. Each call makes a new one: a pid that is used
     /// again, or has replaced its program, is another process.
-    pub fn add_process(&mut self, pid: u32, command_line: String) -> ProcessId {
-        self.processes.push(Process { pid, command_line });
+    pub fn add_process(&mut self, process: Process) -> ProcessId {
+        self.processes.push(process);
         ProcessId(last_index(self.processes.len()))
     }
 

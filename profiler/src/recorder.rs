@@ -7,7 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     cpython::threads,
-    profile::{FrameId, ProcessId, Profile, ThreadId},
+    profile::{FrameId, Process, ProcessId, Profile, ThreadId},
     sample::{self, Captured},
     symbolize::{Naming, Symbols},
     tally::{Shown, Tally, shown},
@@ -185,12 +185,22 @@ impl Recorder {
         let process = *self
             .processes
             .entry(id)
-            .or_insert_with(|| profile.add_process(target.pid, target.about.command_line.clone()));
+            .or_insert_with(|| profile.add_process(process(target)));
         let thread = profile.add_thread(process, tid, comm);
         self.threads_made += 1;
         self.threads.insert((id, tid), thread);
         self.nameless.insert(id);
         thread
+    }
+}
+
+fn process(target: &Incarnation) -> Process {
+    let about = &*target.about;
+    Process {
+        pid: target.pid,
+        command_line: about.command_line.clone(),
+        cgroup: about.cgroup.clone(),
+        container: about.container.clone(),
     }
 }
 

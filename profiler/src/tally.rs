@@ -280,7 +280,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::profile::{Meta, Shape};
+    use crate::profile::{Meta, Process, Shape};
 
     #[test]
     fn samples_that_the_timeline_had_no_room_for_are_said() {
@@ -291,7 +291,7 @@ mod tests {
             duration: Duration::from_secs(1),
         };
         let mut profile = Profile::new(meta, Shape::default(), true);
-        let process = profile.add_process(7, String::new());
+        let process = profile.add_process(Process::default());
         let thread = profile.add_thread(process, 8, String::new());
         let stack = profile.stack([]);
         profile.limit_timeline(1);

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Finding, Section, printable, stacks};
 use crate::{
     cpython::{self, Binaries, Detection, Interpreter, origin::Origin},
-    target::{self, Pid},
+    target::{self, Cgroups, Pid},
 };
 
 /// Most frames of the first stack, and most threads, that a person is shown.
@@ -151,19 +151,10 @@ fn has_variable(pid: Pid, variable: &[u8]) -> bool {
             .any(|set| set == variable)
 }
 
-/// The control group's last part that is a container's id, which is 64 hexadecimal digits in all
-/// engines' names (`docker-ID.scope`, `cri-containerd-ID.scope`, `libpod-ID`, `/docker/ID`).
 fn container(pid: Pid) -> Option<Finding> {
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let id = container_id(&groups)?;
+    let groups = Cgroups::of(pid)?;
+    let id = groups.container()?;
     Some(Finding::info("container", id).with(id))
-}
-
-fn container_id(groups: &str) -> Option<&str> {
-    const LENGTH: usize = 64;
-    groups
-        .split(|letter: char| !letter.is_ascii_hexdigit())
-        .rfind(|part| part.len() == LENGTH)
 }
 
 /// Which ways lead to the thread states, and the first stack.
@@ -227,20 +218,6 @@ fn threads(pid: Pid, interpreter: &Interpreter) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn containers_have_ids_of_64_digits() {
-        let id = "0123456789abcdef".repeat(4);
-        for path in [
-            format!("0::/system.slice/docker-{id}.scope\n"),
-            format!("1:name=systemd:/docker/{id}\n0::/\n"),
-            format!("0::/kubepods/besteffort/pod1/{id}"),
-        ] {
-            assert_eq!(container_id(&path), Some(id.as_str()), "{path}");
-        }
-        assert_eq!(container_id("0::/user.slice/user-1000.slice\n"), None);
-        assert_eq!(container_id(&format!("0::/{id}0")), None);
-    }
 
     #[test]
     fn what_is_not_there_is_said_in_one_line() {

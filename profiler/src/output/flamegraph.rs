@@ -188,7 +188,7 @@ fn write_empty(profile: &Profile, out: &mut dyn Write) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::{Meta, Shape};
+    use crate::profile::{Meta, Process, Shape};
     use std::time::{Duration, SystemTime};
 
     /// What is drawn of `stacks` stacks of 300 functions that no other stack has, over one caller
@@ -201,7 +201,7 @@ mod tests {
             duration: Duration::from_secs(1),
         };
         let mut profile = Profile::new(meta, Shape::default(), false);
-        let process = profile.add_process(1, String::new());
+        let process = profile.add_process(Process::default());
         let thread = profile.add_thread(process, 1, String::new());
         let root = profile.marker("[root]");
         for stack in 0..stacks {

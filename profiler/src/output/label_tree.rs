@@ -156,7 +156,7 @@ fn children(tree: &StackTable, labels: &IndexSet<String>) -> (Vec<u32>, Vec<u32>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::{Meta, Shape};
+    use crate::profile::{Meta, Process, Shape};
     use std::time::{Duration, SystemTime};
 
     /// A tree of these stacks of markers, with their samples.
@@ -168,7 +168,7 @@ mod tests {
             duration: Duration::ZERO,
         };
         let mut profile = Profile::new(meta, Shape::default(), false);
-        let process = profile.add_process(1, String::new());
+        let process = profile.add_process(Process::default());
         let thread = profile.add_thread(process, 1, String::new());
         for (labels, samples) in stacks {
             let frames: Vec<FrameId> = labels.iter().map(|label| profile.marker(label)).collect();

@@ -129,9 +129,13 @@ fn thread_labels(profile: &Profile, id: ThreadId, file: &mut Pieces) -> Vec<prot
         str: 0,
     };
     let mut labels = vec![number("pid", process.pid), number("tid", thread.tid)];
-    for (key, text) in
-        [("command", &process.command_line), ("thread", name), ("comm", &thread.comm)]
-    {
+    for (key, text) in [
+        ("command", &process.command_line),
+        ("cgroup", &process.cgroup),
+        ("container", &process.container),
+        ("thread", name),
+        ("comm", &thread.comm),
+    ] {
         if !text.is_empty() {
             let str = file.string(&escape(text));
             labels.push(proto::Label { key: file.string(key), str, num: 0 });

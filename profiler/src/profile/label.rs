@@ -1,9 +1,12 @@
 //! How frames, threads and processes read: `name (file:line)`, `thread (TID): name`,
-//! `process PID:"command line"`, the way py-spy's users know them. Text of targets is escaped.
+//! `process PID:"command line" in container ID`, the way py-spy's users know them. Text of targets is escaped.
 
 use std::fmt::Write;
 
 use super::{FrameId, Function, ProcessId, Profile, ThreadId};
+
+/// Digits of a container's id that are shown.
+const SHORT_ID: usize = 12;
 
 impl Profile {
     /// `name (file:line)`, `name (file)` where no line is shown, or the marker as it is.
@@ -47,14 +50,15 @@ impl Profile {
         format!("thread ({}): {}", thread.tid, escape(name))
     }
 
-    /// `process PID:"command line"`.
+    /// `process PID:"command line"`, and in which container it is: as much of the id as Docker shows.
     pub fn process_label(&self, id: ProcessId) -> String {
         let process = self.process(id);
-        format!(
-            "process {}:\"{}\"",
-            process.pid,
-            escape(&process.command_line)
-        )
+        let command_line = escape(&process.command_line);
+        let label = format!("process {}:\"{command_line}\"", process.pid);
+        match process.container.get(..SHORT_ID) {
+            Some(container) => format!("{label} in container {}", escape(container)),
+            None => label,
+        }
     }
 
     /// The labels that go below a thread's stacks, as far as the shape wants them: process, then

@@ -68,11 +68,15 @@ pub struct Meta {
 }
 
 /// A process that was sampled.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Process {
     /// As seen from our own PID namespace.
     pub pid: u32,
     pub command_line: String,
+    /// Path of its control group, as in `/proc/PID/cgroup`; empty when that is not known.
+    pub cgroup: String,
+    /// Id of its container, all of it; empty when it is in none.
+    pub container: String,
 }
 
 /// A thread that was sampled.

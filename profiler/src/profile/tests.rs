@@ -85,7 +85,11 @@ fn threads_and_processes_are_named() {
         processes: true,
         ..Shape::default()
     });
-    let process = profile.add_process(7, "python -c 'a;b'".to_owned());
+    let process = profile.add_process(Process {
+        pid: 7,
+        command_line: "python -c 'a;b'".to_owned(),
+        ..Process::default()
+    });
     let thread = profile.add_thread(process, 8, "python".to_owned());
     assert_eq!(profile.thread_label(thread), "thread (8): python");
     profile.set_thread_name(thread, "worker\n1".to_owned());
@@ -107,7 +111,7 @@ fn threads_and_processes_are_named() {
 #[test]
 fn samples_are_counted_by_thread_and_stack_and_kept_in_time_order() {
     let mut profile = profile(Shape::default());
-    let process = profile.add_process(7, String::new());
+    let process = profile.add_process(Process::default());
     let threads = [8, 9].map(|tid| profile.add_thread(process, tid, String::new()));
     let id = profile.function(function("f"));
     let frames = [1, 2].map(|line| profile.frame(id, Some(line)));
@@ -159,7 +163,7 @@ fn samples_are_counted_by_thread_and_stack_and_kept_in_time_order() {
 #[test]
 fn samples_without_end_are_only_counted() {
     let mut profile = profile(Shape::default());
-    let process = profile.add_process(7, String::new());
+    let process = profile.add_process(Process::default());
     let thread = profile.add_thread(process, 8, String::new());
     let stack = profile.stack([]);
     assert_eq!(profile.moments_left * size_of::<Moment>(), 64 << 20);
@@ -181,7 +185,7 @@ fn a_number_has_its_noun() {
 #[test]
 fn own_time_is_the_leafs_hottest_first() {
     let mut profile = profile(Shape::default());
-    let process = profile.add_process(7, String::new());
+    let process = profile.add_process(Process::default());
     let thread = profile.add_thread(process, 8, String::new());
     let [caller, callee] = ["caller", "callee"].map(|name| profile.function(function(name)));
     let [lower, upper, other] =

@@ -9,7 +9,11 @@ use rustc_hash::FxHashMap;
 
 use crate::{bpf::Kernel, cpython::Interpreter};
 
-use super::{layouts::Layouts, process::Pid};
+use super::{
+    cgroup::Cgroups,
+    layouts::Layouts,
+    process::{self, Pid},
+};
 
 /// Ticks for which what is known of an ended process is kept: its last samples may be unread.
 const TICKS_AFTER_END: u32 = 3;
@@ -18,6 +22,22 @@ const TICKS_AFTER_END: u32 = 3;
 #[derive(Debug, Default)]
 pub struct About {
     pub command_line: String,
+    /// Path of its control group when it was met; empty when that is not known.
+    pub cgroup: String,
+    /// Id of its container: 64 hexadecimal digits, or nothing.
+    pub container: String,
+}
+
+impl About {
+    /// What there is to say of process `pid` now.
+    pub(super) fn of(pid: Pid) -> About {
+        let groups = Cgroups::of(pid).unwrap_or_default();
+        About {
+            command_line: process::command_line(pid),
+            cgroup: groups.shown(),
+            container: groups.container().unwrap_or_default().to_owned(),
+        }
+    }
 }
 
 /// A process that runs Python, from one exec or fork to the next exec.

@@ -115,12 +115,9 @@ impl Targets {
     ) -> Result<()> {
         let new = self.incarnations.current(pid) != Some(id);
         let is_whole = is_whole(pid, &interpreter);
-        let about = || About {
-            command_line: process::command_line(pid),
-        };
         let (id, waiting) = self
             .incarnations
-            .set(kernel, (pid, id), interpreter, about)?;
+            .set(kernel, (pid, id), interpreter, || About::of(pid))?;
         self.missed += u64::from(waiting);
         if !is_whole {
             self.starting.insert(id, Starting::default());

@@ -3,6 +3,7 @@
 //! be a Python, at the start, and when events were lost. What their frames are called is
 //! `symbolize`'s.
 
+mod cgroup;
 pub mod command;
 mod events;
 mod files;
@@ -26,6 +27,7 @@ use crate::{
     cpython::{self, Binaries, Detection},
 };
 
+pub use cgroup::Cgroups;
 use files::Files;
 use incarnations::Incarnations;
 pub use incarnations::{About, Incarnation};

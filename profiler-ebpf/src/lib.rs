@@ -64,8 +64,6 @@ pub struct Sample {
     pub time: u64,
     /// [`Stack::hash`], or 0 when there is no frame.
     pub stack: u64,
-    /// The control group (`bpf_get_current_cgroup_id`).
-    pub cgroup: u64,
     /// The thread's `comm`, NUL-padded.
     pub comm: [u8; 16],
     /// For how much time this sample stands: this CPU's sampling period, in nanoseconds.
@@ -473,7 +471,7 @@ pub mod layout_flags {
 }
 
 const _: () = {
-    assert!(size_of::<Sample>() == 64);
+    assert!(size_of::<Sample>() == 56);
     assert!(size_of::<Stack>() == 24);
     assert!(size_of::<Frame>() == 16);
     assert!(size_of::<Code>() == 104);

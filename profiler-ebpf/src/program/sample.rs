@@ -4,10 +4,7 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::{
-    helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_smp_processor_id,
-        bpf_ktime_get_ns, bpf_loop,
-    },
+    helpers::{bpf_get_current_comm, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_loop},
     macros::perf_event,
     programs::PerfEventContext,
 };
@@ -108,8 +105,6 @@ pub(crate) fn finish(
     // SAFETY: a helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     sample.weight = PERIODS.get(cpu).copied().unwrap_or(0) as u32;
-    // SAFETY: a helper without arguments.
-    sample.cgroup = unsafe { bpf_get_current_cgroup_id() };
     sample.comm = bpf_get_current_comm().unwrap_or_default();
     send(walk, layout, target.id, capture);
 }

@@ -1,7 +1,7 @@
 //! Offsets of kernel structures, from the running kernel's own type information (BTF).
 //!
 //! Only what the kernel program needs: the byte offset of a member, through anonymous structs and
-//! unions. The format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h of the kernel.
+//! unions, and a struct's size. The format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h of the kernel.
 
 use std::path::Path;
 
@@ -75,6 +75,20 @@ impl Btf {
     /// # Errors
     /// When the kernel has no such struct or member, or the member is a bit field.
     pub(super) fn offset(&self, name: &str, member: &str) -> Result<u32> {
+        self.member(self.of_struct(name)?, member, 0)?
+            .ok_or_else(|| anyhow!("the kernel's struct {name} has no member {member}"))
+    }
+
+    /// How many bytes a `struct name` has.
+    ///
+    /// # Errors
+    /// When the kernel has no such struct.
+    pub(super) fn size(&self, name: &str) -> Result<u32> {
+        u32_at(&self.bytes, self.of_struct(name)? + 8)
+    }
+
+    /// Where the type `struct name` begins.
+    fn of_struct(&self, name: &str) -> Result<usize> {
         for &at in &self.types[1..] {
             let at = at as usize;
             let info = u32_at(&self.bytes, at + 4)?;
@@ -82,9 +96,7 @@ impl Btf {
                 && info & 0xffff != 0
                 && self.string(u32_at(&self.bytes, at)?) == name.as_bytes()
             {
-                return self
-                    .member(at, member, 0)?
-                    .ok_or_else(|| anyhow!("the kernel's struct {name} has no member {member}"));
+                return Ok(at);
             }
         }
         bail!("the kernel has no struct {name}")
@@ -203,6 +215,7 @@ mod tests {
         let btf = Btf::parse(sample()).unwrap();
         assert_eq!(btf.offset("outer", "a").unwrap(), 0);
         assert_eq!(btf.offset("outer", "b").unwrap(), 8);
+        assert_eq!(btf.size("outer").unwrap(), 12);
         let error = btf.offset("outer", "c").unwrap_err().to_string();
         assert_eq!(error, "the kernel's struct outer has no member c");
         let error = btf.offset("inner", "c").unwrap_err().to_string();

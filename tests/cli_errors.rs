@@ -93,21 +93,26 @@ fn without_privileges_it_says_what_is_missing() {
 }
 
 #[test]
-fn in_a_pid_namespace_of_its_own_it_refuses() {
-    if !can_profile("in_a_pid_namespace_of_its_own_it_refuses") {
+fn a_proc_of_another_pid_namespace_is_refused() {
+    if !can_profile("a_proc_of_another_pid_namespace_is_refused") {
         return;
     }
     let arguments = ["record", "-d", "1", "-f", "raw", "-o", "-"];
     let mut command = Command::new("unshare");
     command
-        .args(["--pid", "--fork", "--mount-proc"])
+        .args(["--pid", "--fork"])
         .arg(binary())
         .args(arguments);
     check_failure(
         &run(&mut command),
         &arguments,
         1,
-        &["PID namespace", "--pid=host"],
+        &[
+            "/proc",
+            "PID namespace",
+            "process 1 is",
+            "unshare --mount-proc",
+        ],
     );
 }
 

@@ -96,11 +96,21 @@ pub fn pyebpf(arguments: &[&str]) -> Command {
 ///
 /// When it fails, or what it wrote is not the collapsed form.
 pub fn record(arguments: &[&str]) -> Result<Recording> {
+    record_by(|command| command, arguments)
+}
+
+/// Likewise, with the command line made another one: in a namespace, say.
+///
+/// # Errors
+///
+/// As [`record`].
+pub fn record_by(by: impl FnOnce(Command) -> Command, arguments: &[&str]) -> Result<Recording> {
     let folder = TempDir::new()?;
     let file = folder.path().join("profile.txt");
     let mut command = pyebpf(&["record", "-f", "raw", "-o"]);
     // What follows `--` is the target's own, so the output comes first.
     command.arg(&file).args(arguments);
+    let mut command = by(command);
     let ended = Running::start(&mut command)?.wait()?;
     finished(ended, &file).with_context(|| format!("{command:?}"))
 }

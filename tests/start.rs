@@ -144,8 +144,8 @@ fn command(words: &[PathBuf], rest: &[PathBuf]) -> Command {
     command
 }
 
-/// The same command with words before it.
-fn around(before: &[&str], inner: &Command) -> Command {
+/// The same command with words before it, of which the first is a program.
+pub fn around(before: &[&str], inner: &Command) -> Command {
     let mut command = Command::new(before[0]);
     command.args(&before[1..]).arg(inner.get_program());
     command.args(inner.get_args());

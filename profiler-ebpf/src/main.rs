@@ -9,6 +9,7 @@
 mod program {
     mod capture;
     mod maps;
+    mod namespace;
     mod processes;
     mod sample;
     mod send;

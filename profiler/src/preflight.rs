@@ -6,15 +6,13 @@ use std::{ffi::CStr, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use crate::bpf;
+use crate::bpf::{self, namespace};
 
 /// The oldest kernel that this was tried on. What it needs of one came with 5.8 (ring buffers,
 /// CAP_BPF) and 5.10 (tail calls out of programs with functions).
 const KERNEL_MIN: (u32, u32) = (5, 10);
 /// Upper bound of sampling rates that the administrator allows.
 const MAX_RATE: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
-/// Inode of the initial PID namespace: `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Capabilities by bit number: include/uapi/linux/capability.h.
 pub const CAPABILITIES: [(u32, &str); 3] =
     [(39, "CAP_BPF"), (38, "CAP_PERFMON"), (19, "CAP_SYS_PTRACE")];
@@ -30,7 +28,11 @@ pub struct Facts {
     /// The effective user.
     pub user: u32,
     pub has_btf: bool,
-    pub pid_namespace: String,
+    /// Our own PID namespace, by its inode.
+    pub pid_namespace: u32,
+    /// Our own process ids: in the PID namespace that `/proc` is of, and in each from there inwards to
+    /// our own.
+    pub ids: Vec<u32>,
 }
 
 /// Something that is needed and not there.
@@ -110,15 +112,21 @@ impl Facts {
             .find_map(|line| line.strip_prefix("CapEff:"))
             .and_then(|value| u64::from_str_radix(value.trim(), 16).ok())
             .context("no CapEff in /proc/self/status")?;
+        let ids = status
+            .lines()
+            .find_map(|line| line.strip_prefix("NSpid:"))
+            .context("no NSpid in /proc/self/status")?;
         Ok(Facts {
             release: release(),
             capabilities,
             // SAFETY: a system call without arguments that cannot fail.
             user: unsafe { libc::geteuid() },
             has_btf: Path::new(bpf::KERNEL_BTF).exists(),
-            pid_namespace: fs::read_link("/proc/self/ns/pid")
-                .map(|link| link.to_string_lossy().into_owned())
-                .unwrap_or_default(),
+            pid_namespace: namespace::own()?,
+            ids: ids
+                .split_whitespace()
+                .filter_map(|id| id.parse().ok())
+                .collect(),
         })
     }
 
@@ -155,20 +163,18 @@ impl Facts {
         })
     }
 
+    /// Pids are those of our own namespace everywhere, so `/proc` must be, too.
     fn check_pid_namespace(&self) -> Checked {
-        if self.pid_namespace == INITIAL_PID_NAMESPACE {
+        let [outer, .., own] = self.ids[..] else {
             return Ok(());
-        }
+        };
         Err(Missing {
             seen: format!(
-                "pyebpf runs in a PID namespace of its own ({}), where process ids mean something \
-                 else than to the kernel",
+                "/proc is of another PID namespace than pyebpf's own (pid:[{}]): process {own} is \
+                 {outer} there",
                 self.pid_namespace
             ),
-            mend:
-                "run it on the host, or in a container with the host's (`docker run --pid=host`, \
-                   `hostPID: true`)"
-                    .to_owned(),
+            mend: "give it a /proc of its own, with `unshare --mount-proc pyebpf …`".to_owned(),
         })
     }
 
@@ -237,7 +243,8 @@ mod tests {
             capabilities: u64::MAX,
             user: 0,
             has_btf: true,
-            pid_namespace: INITIAL_PID_NAMESPACE.to_owned(),
+            pid_namespace: 0xefff_fffc,
+            ids: vec![4242],
         }
     }
 
@@ -293,18 +300,27 @@ mod tests {
     }
 
     #[test]
-    fn missing_btf_and_nested_namespaces_are_said() {
+    fn missing_btf_is_said() {
         let mut facts = good();
         facts.has_btf = false;
         let text = refusal(&facts);
         assert!(text.contains("/sys/kernel/btf/vmlinux") && text.contains("CONFIG_DEBUG_INFO_BTF"));
+    }
+
+    #[test]
+    fn a_nested_namespace_passes_and_a_proc_of_another_is_refused() {
         let mut facts = good();
-        facts.pid_namespace = "pid:[4026532299]".to_owned();
+        facts.pid_namespace = 4_026_532_299;
+        check(&facts).unwrap();
+        facts.ids = vec![4242, 17, 1];
         let text = refusal(&facts);
-        assert!(
-            text.contains("4026532299") && text.contains("--pid=host"),
-            "{text}"
-        );
+        for part in [
+            "pid:[4026532299]",
+            "process 1 is 4242 there",
+            "unshare --mount-proc",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
     }
 
     #[test]

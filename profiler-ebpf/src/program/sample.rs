@@ -49,7 +49,7 @@ fn sample(_ctx: PerfEventContext) -> u32 {
 pub(crate) fn caught() -> Option<&'static Target> {
     count(Counter::Fired as u32);
     let (pid, _) = current_ids();
-    // The idle task has process id 0.
+    // The idle task has process id 0, as what lies outside of our PID namespace.
     let Some(target) = TARGETS.get_ptr_mut(pid) else {
         count(Counter::NotTarget as u32);
         return None;

@@ -4,6 +4,7 @@
 mod btf;
 mod log;
 mod memlock;
+pub mod namespace;
 mod perf;
 mod programs;
 mod sideband;
@@ -106,6 +107,7 @@ impl Kernel {
         let tgid = btf.offset("task_struct", "tgid")?;
         let signal = btf.offset("task_struct", "signal")?;
         let live = btf.offset("signal_struct", "live")?;
+        let namespace = namespace::globals(&btf)?;
         drop(btf);
         let online = online_cpus()?;
         let cpus = possible_cpus()?;
@@ -116,7 +118,11 @@ impl Kernel {
         let all = u32::from(settings.all_processes);
         let follow = u32::from(settings.follow_children);
         let log_level = if settings.log { log::EVERYTHING } else { 0 };
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for (name, value) in &namespace {
+            loader.override_global(name, value, true);
+        }
+        let mut ebpf = loader
             .override_global("TASK_FSBASE", &fsbase, true)
             .override_global("TASK_TGID", &tgid, true)
             .override_global("TASK_SIGNAL", &signal, true)

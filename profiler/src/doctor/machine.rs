@@ -6,6 +6,7 @@ use std::fs;
 use serde_json::json;
 
 use super::{Finding, Section, program, surroundings};
+use crate::bpf::namespace;
 use crate::preflight::{self, Checked, Facts};
 
 /// The rate of a recording where none is asked for.
@@ -72,7 +73,11 @@ fn preflight_finding(key: &'static str, check: Checked, facts: &Facts) -> Findin
         },
         "kernel" => facts.release.clone(),
         "btf" => format!("type information at {}", crate::bpf::KERNEL_BTF),
-        _ => facts.pid_namespace.clone(),
+        _ if namespace::is_initial(facts.pid_namespace) => "the initial one".to_owned(),
+        _ => format!(
+            "pid:[{}]: only processes within it are seen",
+            facts.pid_namespace
+        ),
     };
     let value = match key {
         "privileges" => json!({
@@ -81,7 +86,7 @@ fn preflight_finding(key: &'static str, check: Checked, facts: &Facts) -> Findin
         }),
         "kernel" => json!(facts.release),
         "btf" => json!(facts.has_btf),
-        _ => json!(facts.pid_namespace),
+        _ => json!(format!("pid:[{}]", facts.pid_namespace)),
     };
     match check {
         Ok(()) => Finding::ok(key, seen),
@@ -215,7 +220,8 @@ mod tests {
             capabilities: 0,
             user: 1000,
             has_btf: false,
-            pid_namespace: String::new(),
+            pid_namespace: 7,
+            ids: vec![4242, 1],
         };
         for (key, check) in facts.checks() {
             let finding = preflight_finding(key, check.clone(), &facts);

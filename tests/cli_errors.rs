@@ -22,6 +22,11 @@ fn usage_errors_exit_with_2() {
         &["gif", "flamegraph", "speedscope"],
     );
     fails(&["record", "-o", "profile.gif"], 2, &["gif", "--format"]);
+    fails(&["record", "--container", "web"], 2, &["web", "docker ps"]);
+    fails(&["record", "--container", "012"], 2, &["012", "4 to 64"]);
+    fails(&["record", "--cgroup", ""], 2, &["--cgroup"]);
+    let two = ["record", "--cgroup", "/a", "-p", "1"];
+    fails(&two, 2, &["--cgroup", "--pid", "cannot be used with"]);
     fails(&["no-such-command"], 2, &["no-such-command"]);
     fails(&["completions", "tcl"], 2, &["tcl", "bash"]);
 }

@@ -39,6 +39,23 @@ fn targets_that_can_not_be_profiled() {
     with(&["--"], "/etc/passwd", &["/etc/passwd"]);
 }
 
+#[test]
+fn control_groups_and_containers_that_are_not_there() {
+    if !can_profile("control_groups_and_containers_that_are_not_there") {
+        return;
+    }
+    let record = |flag, value| ["record", "-d", "1", "-o", "-", flag, value];
+    let group = "/sys/fs/cgroup/no-such.slice";
+    fails(&record("--cgroup", group), 1, &[group, "/proc/PID/cgroup"]);
+    fails(
+        &record("--cgroup", "no-such"),
+        1,
+        &["control group /no-such:"],
+    );
+    let id = "fedcba9876543210";
+    fails(&record("--container", id), 1, &[id, "no process"]);
+}
+
 /// A debug build, which is not supported.
 fn debug_build(test: &str) -> Option<PathBuf> {
     let python = pythons::refused();

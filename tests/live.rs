@@ -3,6 +3,7 @@
 
 mod live_accounts;
 mod live_amounts;
+mod live_cgroups;
 mod live_chaos;
 mod live_doctor;
 mod live_events;

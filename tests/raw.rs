@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 pub struct Stack {
     /// The process id, where the line begins with `process PID:"command line"`.
     pub process: Option<u32>,
+    /// What the process frame says of its container: the beginning of the id.
+    pub container: Option<String>,
     /// The thread frame, where there is one.
     pub thread: Option<Thread>,
     /// The marker frame, such as `[truncated: depth]`, without its brackets.
@@ -60,6 +62,7 @@ fn parse_line(line: &str) -> Result<Stack> {
         .with_context(|| format!("the count of {line:?}"))?;
     let mut stack = Stack {
         process: None,
+        container: None,
         thread: None,
         marker: None,
         frames: Vec::new(),
@@ -70,6 +73,8 @@ fn parse_line(line: &str) -> Result<Stack> {
         if let Some(pid) = process(text) {
             ensure!(before_python, "a process frame under Python frames: {line}");
             stack.process = Some(pid);
+            let container = text.rsplit_once("\" in container ");
+            stack.container = container.map(|(_, id)| id.to_owned());
         } else if let Some(thread) = thread(text) {
             ensure!(before_python, "a thread frame under Python frames: {line}");
             stack.thread = Some(thread);
@@ -170,10 +175,11 @@ mod tests {
 
     #[test]
     fn reads_every_kind_of_frame() {
-        let line = "process 7:\"python3 a.py\";thread (8): main;[truncated: depth];\
+        let line = "process 7:\"python3 a.py\" in container 0123456789ab;thread (8): main;[truncated: depth];\
                     f (/a b (c)/d:e.py:12);g (h.py);[unknown: gone] 3";
         let stack = parse_line(line).expect("a stack");
         assert_eq!((stack.process, stack.count), (Some(7), 3));
+        assert_eq!(stack.container.as_deref(), Some("0123456789ab"));
         assert_eq!(stack.thread.map(|thread| thread.id), Some("8".to_owned()));
         assert_eq!(stack.marker.as_deref(), Some("truncated: depth"));
         let frame = |name: &str, file: &str, line| Frame {

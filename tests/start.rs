@@ -73,8 +73,15 @@ pub struct Started {
     /// The workload; its `pid` is the host's.
     pub target: Target,
     // Dropped after the target, in this order.
-    _container: Option<Container>,
+    container: Option<Container>,
     _scratch: Option<Scratch>,
+}
+
+impl Started {
+    /// The id of the container that it is in.
+    pub fn container(&self) -> Option<&str> {
+        Some(&self.container.as_ref()?.id)
+    }
 }
 
 /// Starts a workload of [`folder`] on this Python in this way.
@@ -121,7 +128,7 @@ fn begin(how: Start, python: &Python, workload: &[&str]) -> Result<Started> {
     python.set_variables(&mut command);
     Ok(Started {
         target: Target::start_within(command)?,
-        _container: container,
+        container,
         _scratch: scratch,
     })
 }
@@ -288,7 +295,8 @@ impl Container {
         fs::write(bundle.path().join("config.json"), config.to_string())?;
         Ok(Container {
             bundle,
-            id: format!("pyebpf-test-{}-{number}", std::process::id()),
+            // As long as those that engines give.
+            id: format!("{:08x}{number:08x}{:048x}", std::process::id(), 0xe_b9f),
         })
     }
 

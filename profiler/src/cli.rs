@@ -4,7 +4,7 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueHint, builder::NonEmptyStringValueParser};
 use clap_complete::Shell;
 
 use crate::{
@@ -50,13 +50,25 @@ pub struct DoctorArgs {
 #[derive(Args, Debug)]
 pub struct RecordArgs {
     /// Profile every Python process of the machine (the default when nothing else is named)
-    #[arg(long, conflicts_with_all = ["pids", "program"])]
+    #[arg(long, conflicts_with_all = ["pids", "cgroups", "containers", "program"])]
     all_python: bool,
 
     /// Profile this process; may be given several times
     #[arg(short, long = "pid", value_name = "PID", conflicts_with = "program",
           value_parser = clap::value_parser!(u32).range(1..))]
     pids: Vec<u32>,
+
+    /// Profile the Pythons in this control group and below, now and later: a path as in
+    /// /proc/PID/cgroup, or below /sys/fs/cgroup; may be given several times
+    #[arg(long = "cgroup", value_name = "PATH", conflicts_with_all = ["pids", "program"],
+          value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
+    cgroups: Vec<String>,
+
+    /// Profile the Pythons in the container whose id begins with ID, now and later; may be given
+    /// several times
+    #[arg(long = "container", value_name = "ID", conflicts_with_all = ["pids", "program"],
+          value_parser = parse_container)]
+    containers: Vec<String>,
 
     /// Profile the children of --pid or COMMAND, too
     #[arg(short, long)]
@@ -132,10 +144,24 @@ pub struct RecordArgs {
 pub enum Selection {
     /// Every Python process.
     All,
+    /// Every Python process in one of these.
+    Within {
+        /// Paths of control groups, as typed.
+        cgroups: Vec<String>,
+        /// Beginnings of containers' ids.
+        containers: Vec<String>,
+    },
     /// These processes, whatever happens to them.
     Pids(Vec<u32>),
     /// A program that pyebpf starts: its name and its arguments.
     Command(Vec<OsString>),
+}
+
+impl Selection {
+    /// Whether it is a kind of process that is meant: those that begin later are found, too.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Selection::All | Selection::Within { .. })
+    }
 }
 
 /// Until when `record` runs.
@@ -194,6 +220,11 @@ impl RecordArgs {
             Selection::Pids(pids)
         } else if !self.program.is_empty() {
             Selection::Command(self.program)
+        } else if !self.cgroups.is_empty() || !self.containers.is_empty() {
+            Selection::Within {
+                cgroups: self.cgroups,
+                containers: self.containers,
+            }
         } else {
             Selection::All
         };
@@ -205,7 +236,7 @@ impl RecordArgs {
             LineShape::Current
         };
         Ok(Record {
-            children: self.subprocesses && selection != Selection::All,
+            children: self.subprocesses && !selection.is_open(),
             selection,
             limit: self.duration.unwrap_or(Limit::Unlimited),
             rate: self.rate,
@@ -243,6 +274,18 @@ fn parse_duration(text: &str) -> Result<Limit> {
         bail!("a recording takes some time: give more than 0 seconds");
     }
     Ok(Limit::For(duration))
+}
+
+/// The first digits of a container's id, or all of them.
+fn parse_container(text: &str) -> Result<String> {
+    let is_id = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_id || !(4..=64).contains(&text.len()) {
+        bail!(
+            "a container is named by 4 to 64 hexadecimal digits, the beginning of its id: \
+             `docker ps`, `podman ps` or `crictl ps` shows it"
+        );
+    }
+    Ok(text.to_ascii_lowercase())
 }
 
 /// `json`, or a file that is named like one.
@@ -326,6 +369,28 @@ mod tests {
         assert_eq!(record.selection, Selection::Command(command));
         assert!(parse("pyebpf record -p 7 -- python3").is_err());
         assert!(parse("pyebpf record --all-python -p 7").is_err());
+    }
+
+    #[test]
+    fn control_groups_and_containers_are_named_together_and_alone() {
+        let record = parse("pyebpf record --cgroup /a --container 0123ABCD --cgroup b -s").unwrap();
+        let within = Selection::Within {
+            cgroups: vec!["/a".to_owned(), "b".to_owned()],
+            containers: vec!["0123abcd".to_owned()],
+        };
+        assert_eq!((record.selection, record.children), (within, false));
+        for flag in ["--cgroup /a", "--container 0123"] {
+            for other in ["--all-python", "-p 7", "-- python3"] {
+                let error = parse(&format!("pyebpf record {flag} {other}")).unwrap_err();
+                let error = error.to_string();
+                assert!(error.contains("cannot be used with"), "{error}");
+            }
+        }
+        for bad in ["012", "web", "0123x", &"0".repeat(65)] {
+            let error = parse(&format!("pyebpf record --container {bad}")).unwrap_err();
+            assert!(error.to_string().contains("docker ps"), "{error}");
+        }
+        assert!(parse("pyebpf record --cgroup ").is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::target;
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// All of them. `tests/data/fuzz` has a folder of inputs for each.
-pub const PARSERS: [Parser; 13] = [
+pub const PARSERS: [Parser; 14] = [
     ("accessors", cpython::fuzz::accessors),
     ("cgroup", target::fuzz::cgroup),
     ("check", cpython::fuzz::check),
@@ -25,6 +25,7 @@ pub const PARSERS: [Parser; 13] = [
     ("elf", cpython::fuzz::elf),
     ("lines", cpython::fuzz::lines),
     ("maps", cpython::fuzz::maps),
+    ("mounts", target::fuzz::mounts),
     ("record", record),
     ("stat", target::fuzz::stat),
     ("text", cpython::fuzz::text),

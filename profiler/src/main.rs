@@ -7,6 +7,7 @@ use clap::Parser as _;
 use pyebpf::{
     cli::{Cli, Command},
     commands,
+    target::Ambiguous,
 };
 
 fn main() -> ExitCode {
@@ -25,6 +26,9 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("pyebpf: {error:#}");
-        ExitCode::FAILURE
+        match error.is::<Ambiguous>() {
+            true => ExitCode::from(2),
+            false => ExitCode::FAILURE,
+        }
     })
 }

@@ -1,7 +1,7 @@
 //! `pyebpf record`: check, load, sample, write, summarise.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime},
 };
@@ -19,7 +19,10 @@ use crate::{
     recorder::Recorder,
     session::{End, Session, Watched},
     signals::{Asked, Signals},
-    target::command::{self, Patience},
+    target::{
+        Groups,
+        command::{self, Patience},
+    },
 };
 
 /// Records a profile as `config` says; the exit code is the command's when there is one.
@@ -52,8 +55,8 @@ async fn record(
     let mut signals = Signals::catch()?;
     let kernel = Kernel::load(Settings {
         rate: config.rate,
-        all_processes: config.selection == Selection::All,
-        follow_children: config.children || config.selection == Selection::All,
+        all_processes: config.selection.is_open(),
+        follow_children: config.children || config.selection.is_open(),
         log: config.bpf_log,
         ring: config.buffer,
         steps: config.steps,
@@ -128,9 +131,19 @@ fn select(
     } = session;
     match &config.selection {
         Selection::All => {
-            targets.follow_all(kernel)?;
+            targets.follow_all(kernel, None)?;
             if targets.running() == 0 {
                 eprintln!("no Python process runs yet: waiting for one");
+            }
+            Ok(None)
+        }
+        Selection::Within {
+            cgroups,
+            containers,
+        } => {
+            targets.follow_all(kernel, Some(Groups::find(cgroups, containers)?))?;
+            if targets.running() == 0 {
+                eprintln!("no Python process runs there yet: waiting for one");
             }
             Ok(None)
         }
@@ -171,7 +184,7 @@ async fn write(
     end: End,
     mut signals: Signals,
 ) -> Result<Said> {
-    let named = config.selection != Selection::All;
+    let named = !config.selection.is_open();
     let counts = session.kernel.counts()?;
     let none_found = session.targets.met() == 0;
     let Recorder {
@@ -225,13 +238,23 @@ fn path_of(config: &Record) -> PathBuf {
     }
     let target = match &config.selection {
         Selection::All => "python".to_owned(),
+        Selection::Within {
+            cgroups,
+            containers,
+        } => last_part(cgroups.iter().chain(containers).next()),
         Selection::Pids(pids) => pids[0].to_string(),
-        Selection::Command(program) => PathBuf::from(&program[0]).file_name().map_or_else(
-            || "python".to_owned(),
-            |name| name.to_string_lossy().into_owned(),
-        ),
+        Selection::Command(program) => last_part(program.first()),
     };
     let time = humantime::format_rfc3339_seconds(SystemTime::now());
     let extension = config.format.extensions()[0];
     PathBuf::from(format!("{target}-{time}.{extension}"))
+}
+
+/// What follows a path's last slash.
+fn last_part(path: Option<&impl AsRef<Path>>) -> String {
+    let name = path.and_then(|path| path.as_ref().file_name());
+    name.map_or_else(
+        || "python".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }

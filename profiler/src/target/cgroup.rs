@@ -3,7 +3,7 @@
 
 use std::{fs::File, io::Read as _};
 
-use super::process::Pid;
+use super::{groups::below, process::Pid};
 
 /// Most bytes that are read: 13 hierarchies with paths of up to PATH_MAX.
 const TEXT_MAX: u64 = 1 << 16;
@@ -69,6 +69,11 @@ impl Cgroups {
     /// The ids of all containers that it is in, one being in another.
     pub fn containers(&self) -> impl Iterator<Item = &str> {
         self.lines().flat_map(|(_, path)| ids(path))
+    }
+
+    /// Whether it is in this control group of any hierarchy, or below it.
+    pub fn is_within(&self, group: &str) -> bool {
+        self.lines().any(|(_, path)| below(path, group).is_some())
     }
 
     /// The controllers (none: version 2) and the path of each line.

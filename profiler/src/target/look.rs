@@ -10,7 +10,7 @@ use crate::{
 };
 
 use super::{
-    About, NOTICES_MAX, Starting, TRIES, Targets,
+    About, Cgroups, NOTICES_MAX, Starting, TRIES, Targets,
     process::{self, Pid, exists},
 };
 
@@ -21,6 +21,9 @@ impl Targets {
         let target = kernel.target(pid);
         let id = target.map_or(0, |target| target.id);
         match cpython::detect(pid, &mut self.binaries) {
+            Ok(Detection::Python(_) | Detection::Unsupported { .. }) if self.is_outside(pid) => {
+                return self.leave_outside(kernel, pid);
+            }
             Ok(Detection::Python(interpreter)) => {
                 return self.try_set(kernel, (pid, id), *interpreter);
             }
@@ -80,6 +83,46 @@ impl Targets {
         if !self.all {
             self.leave(kernel, pid, target);
         }
+    }
+
+    /// Whether a process is in none of the control groups and containers that were asked for.
+    fn is_outside(&self, pid: Pid) -> bool {
+        let Some(within) = &self.within else {
+            return false;
+        };
+        // One that is gone can't be asked: it is for others to find out.
+        Cgroups::of(pid).map_or_else(|| exists(pid), |groups| !within.have(&groups))
+    }
+
+    /// A Python that was not asked for: nothing is said of it, and its samples are not walked.
+    fn leave_outside(&mut self, kernel: &mut Kernel, pid: Pid) {
+        self.outside.insert(pid);
+        self.incarnations.end(pid);
+        let target = kernel.target(pid);
+        self.leave(kernel, pid, target);
+    }
+
+    /// Once a second: Pythons that have been moved from one control group to another. The kernel
+    /// program could not tell, knowing groups of version 2 only.
+    pub(super) fn look_who_moved(&mut self, kernel: &mut Kernel) {
+        if self.within.is_none() {
+            return;
+        }
+        let left: Vec<Pid> = self.incarnations.pids().collect();
+        for pid in left {
+            if self.is_outside(pid) {
+                self.leave_outside(kernel, pid);
+            }
+        }
+        let mut outside = std::mem::take(&mut self.outside);
+        outside.retain(|&pid| {
+            let stays = self.is_outside(pid);
+            if !stays && exists(pid) {
+                self.unlooked.push_back((pid, 0));
+            }
+            stays
+        });
+        self.outside = outside;
     }
 
     /// Its samples are counted, not walked.

@@ -8,6 +8,7 @@ pub mod command;
 mod events;
 mod files;
 pub(crate) mod fuzz;
+mod groups;
 mod incarnations;
 mod layouts;
 mod look;
@@ -29,6 +30,7 @@ use crate::{
 
 pub use cgroup::Cgroups;
 use files::Files;
+pub use groups::{Ambiguous, Groups};
 use incarnations::Incarnations;
 pub use incarnations::{About, Incarnation};
 pub use process::{Pid, command_line, exists, process_of_thread};
@@ -50,6 +52,10 @@ struct Starting {
 pub struct Targets {
     /// Whether every process is of interest, or only those of `followed`.
     all: bool,
+    /// Of all processes, only those in these are profiled.
+    within: Option<Groups>,
+    /// Pythons that are in none of them.
+    outside: FxHashSet<Pid>,
     /// Processes that the user named, and their children where those are wanted.
     followed: FxHashSet<Pid>,
     binaries: Binaries,
@@ -83,12 +89,14 @@ impl Targets {
         targets
     }
 
-    /// Profiles every Python from now on, beginning with those that run now.
+    /// Profiles every Python from now on, beginning with those that run now; or every one within
+    /// these control groups and containers.
     ///
     /// # Errors
     /// When `/proc` can't be read.
-    pub fn follow_all(&mut self, kernel: &mut Kernel) -> Result<()> {
+    pub fn follow_all(&mut self, kernel: &mut Kernel, within: Option<Groups>) -> Result<()> {
         self.all = true;
+        self.within = within;
         for pid in process::all()? {
             self.look(kernel, pid, 0);
         }
@@ -164,6 +172,7 @@ impl Targets {
         self.files.tick();
         self.ended.clear();
         self.incarnations.tick();
+        self.look_who_moved(kernel);
         let incarnations = &self.incarnations;
         self.starting
             .retain(|&id, _| incarnations.get(id).is_some());

@@ -19,6 +19,9 @@ const ALL: Shape = Shape {
     processes: true,
 };
 
+/// The second process of the example.
+const OTHER: &str = r#"process 77:"/usr/bin/python3 -m größe <x & y>" in container 0123456789ab"#;
+
 #[test]
 fn pprof_reads_names_totals_and_labels() -> anyhow::Result<()> {
     let Some(go) = reader("pprof_reads_names_totals_and_labels", "venv/bin/go") else {
@@ -82,15 +85,15 @@ fn pprof_reads_names_totals_and_labels() -> anyhow::Result<()> {
         );
     }
 
-    let one = pprof(
-        &go,
-        &file,
-        &["-top", "-sample_index=samples", "-tagfocus=pid=77"],
-    )?;
-    ensure!(
-        one.contains("of 20 total") && one.contains("6, 30.00%"),
-        "{one}"
-    );
+    // pprof takes what looks like a number with a unit for one: `^` does not.
+    for label in ["pid=77", "container=^0123456789ab", "cgroup=^/system.slice"] {
+        let focus = format!("-tagfocus={label}");
+        let one = pprof(&go, &file, &["-top", "-sample_index=samples", &focus])?;
+        ensure!(
+            one.contains("of 20 total") && one.contains("6, 30.00%"),
+            "{label}: {one}"
+        );
+    }
     let time = pprof(&go, &file, &["-top"])?;
     ensure!(
         time.contains("Type: cpu") && time.contains("of 200ms total"),
@@ -141,7 +144,7 @@ fn speedscope_reads_threads_frames_and_times() -> anyhow::Result<()> {
         [
             format!("{shop} (41): MainThread"),
             format!(r"{shop} (42): worker\x3b1 #2"),
-            r#"process 77:"/usr/bin/python3 -m größe <x & y>" thread (77): python3"#.to_owned(),
+            format!("{OTHER} thread (77): python3"),
         ]
     );
     let totals: Vec<u64> = profiles
@@ -199,10 +202,7 @@ fn speedscope_shows_processes_and_threads_as_frames_when_asked() -> anyhow::Resu
     )?;
     let read = import(&release, &file)?;
     let lone = &read["profiles"][2];
-    assert_eq!(
-        calls(lone, r#"process 77:"/usr/bin/python3 -m größe <x & y>""#),
-        [(0, 0, 6)]
-    );
+    assert_eq!(calls(lone, OTHER), [(0, 0, 6)]);
     assert_eq!(calls(lone, "thread (77): python3"), [(1, 0, 6)]);
     assert_eq!(calls(lone, "größe.数"), [(2, 0, 5)]);
     Ok(())

@@ -10,7 +10,9 @@ use pyebpf_tests::pythons;
 use pyebpf_tests::recording::record;
 use pyebpf_tests::skip;
 
-use crate::{expected_stack, has, record_during, right_or_unknown, unhurt, with_python};
+use crate::{
+    expected_stack, has, only_the_known_stack, record_during, right_or_unknown, with_python,
+};
 
 #[test]
 fn targets_that_are_killed_and_stopped_spoil_nothing() {
@@ -36,8 +38,8 @@ fn targets_that_are_killed_and_stopped_spoil_nothing() {
                 }
                 stopped.signal(libc::SIGCONT)
             })?;
-            unhurt(&recording, &steady)?;
-            unhurt(&recording, &stopped)?;
+            only_the_known_stack(&recording, &steady)?;
+            only_the_known_stack(&recording, &stopped)?;
             let mut seen = 0;
             for (pid, expected) in &killed {
                 let stacks = recording.of(*pid);

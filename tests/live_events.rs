@@ -7,13 +7,13 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use pyebpf_tests::pythons::{self, Python};
+use pyebpf_tests::pythons::Python;
 use pyebpf_tests::raw::{self, Stack};
 use pyebpf_tests::recording::{Ended, Running, pyebpf};
-use pyebpf_tests::{can_profile, skip, turn};
+use pyebpf_tests::skip;
 use tempfile::TempDir;
 
-use crate::has;
+use crate::{has, with_python};
 
 /// A program that becomes Python by `dlopen` after two seconds of work.
 const EMBEDDER: &str = r#"
@@ -74,19 +74,6 @@ impl Recording {
             .lines()
             .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         Ok(line.context("no such line")?.trim().parse()?)
-    }
-}
-
-fn with_python(test: &str, body: impl FnOnce(&Python) -> Result<()>) {
-    if !can_profile(test) {
-        return;
-    }
-    let Some(python) = pythons::any(test) else {
-        return;
-    };
-    let _turn = turn();
-    if let Err(error) = body(&python) {
-        panic!("{}: {error:#}", python.name);
     }
 }
 

@@ -16,7 +16,9 @@ use pyebpf_tests::start::find;
 use pyebpf_tests::workload::{Target, folder};
 use tempfile::TempDir;
 
-use crate::{expected_stack, has, record_during, right_or_unknown, unhurt, with_python};
+use crate::{
+    expected_stack, has, only_the_known_stack, record_during, right_or_unknown, with_python,
+};
 
 #[test]
 fn what_is_swapped_out_is_missing_and_never_made_up() {
@@ -142,7 +144,7 @@ fn an_interpreter_that_is_unmapped_is_gone() {
             sleep(Duration::from_secs(6));
             Ok(())
         })?;
-        unhurt(&recording, &steady)?;
+        only_the_known_stack(&recording, &steady)?;
         let stacks = recording.of(loader.pid);
         let seen = samples(stacks.iter().filter(|stack| has(stack, "loaded")));
         ensure!(seen > 0, "never seen\n{}", recording.stderr);
@@ -199,6 +201,6 @@ fn a_target_whose_files_are_deleted_is_profiled_all_the_same() {
             sleep(Duration::from_secs(3));
             Ok(())
         })?;
-        unhurt(&recording, &target)
+        only_the_known_stack(&recording, &target)
     });
 }

@@ -4,14 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use pyebpf_tests::pythons::{self, Python};
-use pyebpf_tests::raw::samples;
-use pyebpf_tests::recording::{Recording, record};
+use pyebpf_tests::recording::record;
 use pyebpf_tests::workload::{Target, folder};
 use pyebpf_tests::{can_profile, skip, turn};
 
-use crate::{expected_stack, on_those, same_frames};
+use crate::{expected_stack, on_those, only_the_known_stack, same_frames};
 
 const FLAGS: [&str; 5] = ["-d", "4", "-r", "199", "--full-filenames"];
 
@@ -20,26 +19,14 @@ fn plain(python: &Python) -> bool {
     python.name.starts_with("pyenv") || python.name.starts_with("sid") && python.minor >= 14
 }
 
-/// Every stack is the one that the workload tells.
-fn only_the_known_stack(_: &Python, target: &Target, recordings: &[Recording]) -> Result<()> {
-    let expected = expected_stack(target)?;
-    let stacks = recordings[0].of(target.pid);
-    ensure!(samples(&stacks) >= 10, "only {} samples", samples(&stacks));
-    for stack in &stacks {
-        ensure!(stack.marker.is_none(), "marked {:?}", stack.marker);
-        same_frames(&stack.frames, &expected)?;
-    }
-    Ok(())
-}
-
 #[test]
 fn a_stack_in_a_subinterpreter_is_shown() {
     on_those(
         "a_stack_in_a_subinterpreter_is_shown",
         &|python| plain(python) && python.minor >= 8,
-        &|python| python.start(&["subinterpreter.py"]),
+        &|python| python.start(&["subinterpreter.py", "spin"]),
         &[&FLAGS],
-        only_the_known_stack,
+        |_, target, recordings| only_the_known_stack(&recordings[0], target),
     );
 }
 
@@ -49,9 +36,9 @@ fn a_stack_in_a_subinterpreter_is_shown_without_the_gil() {
         on_those(
             "a_stack_in_a_subinterpreter_is_shown_without_the_gil",
             &|python| plain(python) && python.minor >= 8,
-            &|python| python.start(&["subinterpreter_released.py", place]),
+            &|python| python.start(&["subinterpreter.py", place]),
             &[&FLAGS],
-            only_the_known_stack,
+            |_, target, recordings| only_the_known_stack(&recordings[0], target),
         );
     }
 }
@@ -115,7 +102,7 @@ fn the_stack_of_a_greenlet_is_whole_at_its_root() {
                 Target::start(command)
             },
             &[&FLAGS],
-            only_the_known_stack,
+            |_, target, recordings| only_the_known_stack(&recordings[0], target),
         );
     }
 }
@@ -170,14 +157,5 @@ fn within(command: Command) -> Result<()> {
     let target = Target::start(command)?;
     let pid = target.pid.to_string();
     let recording = record(&[&FLAGS[..], &["-p", &pid]].concat())?;
-    let expected = expected_stack(&target)?;
-    let stacks = recording.of(target.pid);
-    if samples(&stacks) < 10 {
-        bail!("only {} samples:\n{}", samples(&stacks), recording.stderr);
-    }
-    for stack in &stacks {
-        ensure!(stack.marker.is_none(), "marked {:?}", stack.marker);
-        same_frames(&stack.frames, &expected)?;
-    }
-    Ok(())
+    only_the_known_stack(&recording, &target)
 }

@@ -13,21 +13,7 @@ use pyebpf_tests::workload;
 use pyebpf_tests::{can_profile, skip, turn};
 use tempfile::TempDir;
 
-use crate::has;
-
-/// Runs a test of one Python, alone on the machine.
-fn with_python(test: &str, body: impl FnOnce(&Python) -> Result<()>) {
-    if !can_profile(test) {
-        return;
-    }
-    let Some(python) = pythons::any(test) else {
-        return;
-    };
-    let _turn = turn();
-    if let Err(error) = body(&python) {
-        panic!("{}: {error:#}", python.name);
-    }
-}
+use crate::{has, with_python};
 
 fn with(stacks: &[Stack], function: &str) -> u64 {
     samples(stacks.iter().filter(|stack| has(stack, function)))

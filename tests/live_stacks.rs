@@ -13,7 +13,10 @@ use pyebpf_tests::workload::Target;
 use pyebpf_tests::{can_profile, pythons, turn};
 use tempfile::TempDir;
 
-use crate::{Expected, expected_stack, on_every_python, on_these, on_those, same_frames};
+use crate::{
+    Expected, expected_stack, on_every_python, on_these, on_those, only_the_known_stack,
+    same_frames,
+};
 
 #[test]
 fn shows_exactly_the_stack_that_is_there() {
@@ -30,16 +33,7 @@ fn shows_exactly_the_stack_that_is_there() {
         "shows_exactly_the_stack_that_is_there",
         &|python| Target::start(python.command(&strange, &[script])),
         &[&["-d", "3", "-r", "199", "--full-filenames"]],
-        |_, target, recordings| {
-            let expected = expected_stack(target)?;
-            let stacks = recordings[0].of(target.pid);
-            ensure!(samples(&stacks) >= 10, "only {} samples", samples(&stacks));
-            for stack in &stacks {
-                ensure!(stack.marker.is_none(), "marked {:?}", stack.marker);
-                same_frames(&stack.frames, &expected)?;
-            }
-            Ok(())
-        },
+        |_, target, recordings| only_the_known_stack(&recordings[0], target),
     );
 }
 

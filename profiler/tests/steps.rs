@@ -6,8 +6,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -16,6 +18,8 @@ use profiler_ebpf::Outcome;
 use profiler_ebpf::python::Walk;
 use pyebpf::cpython::{Binaries, Detection, Interpreter, code, detect};
 use pyebpf::memory::ProcessMemory;
+
+use common::{home, pyenv, skip};
 
 /// How many instructions are looked at: the program's loop some times over.
 const STEPS: u32 = 40_000;
@@ -250,30 +254,12 @@ fn look(
     }
 }
 
-/// Makes a test that can't run visible: on stderr, and in the file that CI collects skips in.
-fn skip(what: &str) {
-    eprintln!("skipped: {what}");
-    if let Some(path) = std::env::var_os("PYEBPF_SKIPPED") {
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path);
-        file.and_then(|mut file| writeln!(file, "{what}")).unwrap();
-    }
-}
-
 /// The Pythons of this machine that can be stepped: pyenv's, the system's, and the free-threaded one.
 fn pythons() -> Vec<PathBuf> {
-    let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
     let mut found: Vec<PathBuf> = Vec::new();
     for minor in 6..=13 {
-        let prefix = format!("3.{minor}.");
-        let versions = std::fs::read_dir(home.join(".pyenv/versions"));
-        let mut versions = versions.into_iter().flatten().flatten();
-        let version =
-            versions.find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-        match version {
-            Some(version) => found.push(version.path().join("bin/python3")),
+        match pyenv(&format!("3.{minor}.")) {
+            Some(root) => found.push(root.join("bin/python3")),
             None => skip(&format!(
                 "stepping 3.{minor}: it is not under ~/.pyenv/versions"
             )),
@@ -281,7 +267,7 @@ fn pythons() -> Vec<PathBuf> {
     }
     for other in [
         PathBuf::from("/usr/bin/python3"),
-        home.join(".cache/pyebpf/freethreaded-3.13/python"),
+        home().join(".cache/pyebpf/freethreaded-3.13/python"),
     ] {
         match other.exists() {
             true => found.push(other),

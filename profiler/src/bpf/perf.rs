@@ -16,6 +16,35 @@ const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 /// Most CPUs that a kernel can have (`NR_CPUS` of x86-64 with MAXSMP).
 const CPUS_MAX: u32 = 8192;
 
+/// Opens an event that the kernel itself counts (`PERF_COUNT_SW_*`), of all processes on one CPU.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn software_event(
+    cpu: u32,
+    kind: sys::bindings::perf_sw_ids,
+    set: impl FnOnce(&mut perf_event_attr),
+) -> Result<OwnedFd> {
+    let mut attr = perf_event_attr {
+        size: u32::try_from(size_of::<perf_event_attr>()).expect("a small struct"),
+        type_: sys::bindings::PERF_TYPE_SOFTWARE,
+        config: kind.into(),
+        ..perf_event_attr::default()
+    };
+    set(&mut attr);
+    let cpu = i32::try_from(cpu).context("a CPU number")?;
+    let flags = sys::bindings::PERF_FLAG_FD_CLOEXEC.into();
+    // SAFETY: `attr` is a valid attribute of the size that it states; the other arguments are
+    // numbers, and a returned descriptor is ours alone.
+    unsafe {
+        let fd = sys::perf_event_open(&mut attr, -1, cpu, -1, flags);
+        if fd < 0 {
+            return Err(io::Error::last_os_error()).context("perf_event_open");
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
 /// An open CPU clock on one CPU. Dropping it stops it.
 pub(super) struct Event {
     fd: OwnedFd,
@@ -28,32 +57,13 @@ impl Event {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn open(cpu: u32, period: u64, program: &impl AsFd) -> Result<Event> {
-        let mut attr = perf_event_attr {
-            size: u32::try_from(size_of::<perf_event_attr>()).expect("a small struct"),
-            type_: sys::bindings::PERF_TYPE_SOFTWARE,
-            config: u64::from(sys::bindings::PERF_COUNT_SW_CPU_CLOCK),
-            ..perf_event_attr::default()
-        };
-        attr.__bindgen_anon_1.sample_period = period;
-        attr.set_disabled(1);
-        // The kernel then skips the idle task, which is never a target.
-        attr.set_exclude_idle(1);
-        // SAFETY: `attr` is a valid attribute of the size that it states; the other arguments are
-        // numbers, and a returned descriptor is ours alone.
-        let fd = unsafe {
-            let fd = sys::perf_event_open(
-                &mut attr,
-                -1,
-                i32::try_from(cpu).context("a CPU number")?,
-                -1,
-                sys::bindings::PERF_FLAG_FD_CLOEXEC.into(),
-            );
-            if fd < 0 {
-                return Err(io::Error::last_os_error())
-                    .with_context(|| format!("cannot open a CPU clock on CPU {cpu}"));
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
+        let fd = software_event(cpu, sys::bindings::PERF_COUNT_SW_CPU_CLOCK, |attr| {
+            attr.__bindgen_anon_1.sample_period = period;
+            attr.set_disabled(1);
+            // The kernel then skips the idle task, which is never a target.
+            attr.set_exclude_idle(1);
+        })
+        .with_context(|| format!("cannot open a CPU clock on CPU {cpu}"))?;
         let program = program.as_fd().as_raw_fd();
         // SAFETY: both descriptors are open.
         if unsafe { sys::ioctls::SET_BPF(fd.as_raw_fd(), program as _) } < 0 {

@@ -12,11 +12,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use perf_event_open_sys::{self as sys, bindings::perf_event_attr};
+use perf_event_open_sys as sys;
 
 pub use record::{FileId, Mapping};
 use record::{Record, parse};
 use ring::{DATA_BYTES, Ring};
+
+use super::perf;
 
 /// How full a ring is when the daemon is woken; until then it comes by itself.
 const WAKE_AT: u32 = DATA_BYTES as u32 / 4;
@@ -137,32 +139,13 @@ impl AsFd for Sideband {
 
 /// An event that never fires on its own, on one CPU, for all processes.
 fn open(cpu: u32) -> Result<OwnedFd> {
-    let mut attr = perf_event_attr {
-        size: u32::try_from(size_of::<perf_event_attr>()).expect("a small struct"),
-        type_: sys::bindings::PERF_TYPE_SOFTWARE,
-        config: u64::from(sys::bindings::PERF_COUNT_SW_DUMMY),
-        ..perf_event_attr::default()
-    };
-    // `mmap` asks for executable mappings, `mmap2` for the longer record (kernel/events/core.c,
-    // perf_event_mmap_match and perf_event_mmap_output).
-    attr.set_mmap(1);
-    attr.set_mmap2(1);
-    attr.set_watermark(1);
-    attr.__bindgen_anon_2.wakeup_watermark = WAKE_AT;
-    // SAFETY: `attr` is a valid attribute of the size that it states; the other arguments are
-    // numbers, and a returned descriptor is ours alone.
-    unsafe {
-        let fd = sys::perf_event_open(
-            &mut attr,
-            -1,
-            i32::try_from(cpu).context("a CPU number")?,
-            -1,
-            sys::bindings::PERF_FLAG_FD_CLOEXEC.into(),
-        );
-        if fd < 0 {
-            return Err(io::Error::last_os_error())
-                .with_context(|| format!("cannot listen to the mappings of CPU {cpu}"));
-        }
-        Ok(OwnedFd::from_raw_fd(fd))
-    }
+    perf::software_event(cpu, sys::bindings::PERF_COUNT_SW_DUMMY, |attr| {
+        // `mmap` asks for executable mappings, `mmap2` for the longer record (kernel/events/core.c,
+        // perf_event_mmap_match and perf_event_mmap_output).
+        attr.set_mmap(1);
+        attr.set_mmap2(1);
+        attr.set_watermark(1);
+        attr.__bindgen_anon_2.wakeup_watermark = WAKE_AT;
+    })
+    .with_context(|| format!("cannot listen to the mappings of CPU {cpu}"))
 }

@@ -74,10 +74,7 @@ impl Finding {
         seen: impl Into<String>,
         mend: impl Into<String>,
     ) -> Finding {
-        Finding {
-            mend: Some(mend.into()),
-            ..Finding::new(key, Verdict::Warn, seen)
-        }
+        Finding::new(key, Verdict::Warn, seen).mended_by(mend)
     }
 
     pub(crate) fn fail(
@@ -85,9 +82,13 @@ impl Finding {
         seen: impl Into<String>,
         mend: impl Into<String>,
     ) -> Finding {
+        Finding::new(key, Verdict::Fail, seen).mended_by(mend)
+    }
+
+    fn mended_by(self, mend: impl Into<String>) -> Finding {
         Finding {
             mend: Some(mend.into()),
-            ..Finding::new(key, Verdict::Fail, seen)
+            ..self
         }
     }
 

@@ -4,10 +4,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod kinds;
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -20,6 +22,8 @@ use pyebpf::cpython::code::read;
 use pyebpf::cpython::{Binaries, Detection, Interpreter, detect, threads};
 use pyebpf::memory::ProcessMemory;
 use serde::Deserialize;
+
+use common::{home, pyenv, skip};
 
 /// Says what it is and what its frames are, then waits with the GIL released, at the same line.
 const PROGRAM: &str = "
@@ -275,31 +279,6 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Makes a test that can't run visible: on stderr, and in the file that CI collects skips in.
-fn skip(what: &str) {
-    eprintln!("skipped: {what}");
-    if let Some(path) = std::env::var_os("PYEBPF_SKIPPED") {
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path);
-        file.and_then(|mut file| writeln!(file, "{what}")).unwrap();
-    }
-}
-
-fn home() -> PathBuf {
-    PathBuf::from(std::env::var_os("HOME").unwrap_or_default())
-}
-
-/// The Pythons under `~/.pyenv/versions`.
-fn pyenv(version: &str) -> Option<PathBuf> {
-    let versions = std::fs::read_dir(home().join(".pyenv/versions")).ok()?;
-    let found = versions
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with(version))?;
-    Some(found.path())
 }
 
 /// Python code that runs the program, in ASCII: an old Python in the C locale takes no other.

@@ -26,22 +26,22 @@ done
 mount -t virtiofs -o ro host /host || die "the host's files can't be mounted"
 mount -t tmpfs changes /changes
 mkdir /changes/upper /changes/work
-mount -t overlay -o lowerdir=/host,upperdir=/changes/upper,workdir=/changes/work root /root ||
+mount -t overlay -o lowerdir=/host,upperdir=/changes/upper,workdir=/changes/work system /system ||
     die "the host's files can't be laid under the guest's"
-mount -t virtiofs shared /root/mnt || die "the shared folder can't be mounted"
-for folder in proc sys dev; do mount --move /$folder /root/$folder; done
-sys=/root/sys
-mkdir -p /root/dev/pts /root/dev/shm
-mount -t devpts pts /root/dev/pts
-mount -t tmpfs shm /root/dev/shm
+mount -t virtiofs shared /system/mnt || die "the shared folder can't be mounted"
+for folder in proc sys dev; do mount --move /$folder /system/$folder; done
+sys=/system/sys
+mkdir -p /system/dev/pts /system/dev/shm
+mount -t devpts pts /system/dev/pts
+mount -t tmpfs shm /system/dev/shm
 mount -t tracefs trace $sys/kernel/tracing
 mount -t bpf bpf $sys/fs/bpf
 mount -t cgroup2 cgroup $sys/fs/cgroup
 ip link set lo up
 hostname guest
-: > /root/mnt/up
-chroot /root /bin/sh /mnt/job > /root/mnt/out 2> /root/mnt/err < /root/dev/null
-echo $? > /root/mnt/code
+: > /system/mnt/up
+chroot /system /bin/sh /mnt/job > /system/mnt/out 2> /system/mnt/err < /system/dev/null
+echo $? > /system/mnt/code
 sync
 poweroff -f
 "#;
@@ -56,7 +56,7 @@ const DEVICE: u32 = 0o020_600;
 pub(super) fn make(kernel: &Kernel, busybox: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for name in [
-        "bin", "changes", "dev", "host", "modules", "proc", "root", "sys",
+        "bin", "changes", "dev", "host", "modules", "proc", "sys", "system",
     ] {
         archive.add(name, FOLDER, (0, 0), &[]);
     }

@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: what pyebpf costs, beside py-spy in both its modes and perf as the floor, as
 //! Markdown on standard output. One file per figure; every figure is a median of interleaved rounds.
 
+mod brief;
+mod crowd;
 mod kernel;
 mod machine;
 mod measure;
@@ -55,16 +57,22 @@ enum Figure {
     Own,
     /// Time until sampling begins.
     Ready,
+    /// CPU and memory of the profiler beside a thousand Pythons.
+    Crowd,
+    /// Processes that are gone soon: what is named, what is lost.
+    Brief,
 }
 
 type Measure = fn(&Plan) -> Result<Table>;
 
 /// Each figure and how it is measured.
-const FIGURES: [(Figure, Measure); 4] = [
+const FIGURES: [(Figure, Measure); 6] = [
     (Figure::Slowdown, slowdown::measure),
     (Figure::Kernel, kernel::measure),
     (Figure::Own, own::measure),
     (Figure::Ready, ready::measure),
+    (Figure::Crowd, crowd::measure),
+    (Figure::Brief, brief::measure),
 ];
 
 /// What the figures are measured with.

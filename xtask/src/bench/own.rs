@@ -133,24 +133,21 @@ fn record(plan: &Plan, case: &Case) -> Result<Use> {
         around: told.cpu_time.as_secs_f64() - during,
         memory,
         maps,
-        taken: 100.0 * samples(case.profiler, &told)? / due,
+        taken: 100.0 * samples(&told)? / due,
         lost: told.text.contains("lost:"),
     })
 }
 
 /// How many samples the profiler says that it took.
-fn samples(profiler: Profiler, told: &Told) -> Result<f64> {
+fn samples(told: &Told) -> Result<f64> {
+    if let Some(samples) = told.stats["samples"].as_f64() {
+        return Ok(samples);
+    }
     let words: Vec<&str> = told.text.split_ascii_whitespace().collect();
-    let number = match profiler {
-        Profiler::Pyebpf => words.windows(3).find_map(|words| match words {
-            [count, "samples", "of"] => count.parse().ok(),
-            _ => None,
-        }),
-        _ => words.windows(2).find_map(|words| match words {
-            ["Samples:", count] => count.parse().ok(),
-            _ => None,
-        }),
-    };
+    let number = words.windows(2).find_map(|words| match words {
+        ["Samples:", count] => count.parse().ok(),
+        _ => None,
+    });
     number.with_context(|| format!("there is no number of samples in:\n{}", told.text))
 }
 
@@ -217,18 +214,21 @@ fn table(plan: &Plan, found: &BTreeMap<usize, Vec<Use>>) -> Table {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn samples_are_read_from_what_profilers_say() {
-        let told = |text: &str| Told {
+        let told = |text: &str, stats| Told {
             text: text.to_owned(),
+            stats,
             cpu_time: Duration::ZERO,
         };
-        let ours = told("2901 samples of 1 processes in 3.0 s, 100.0 % with a complete stack\n");
-        assert_eq!(samples(Profiler::Pyebpf, &ours).ok(), Some(2901.0));
-        let theirs = told("py-spy> Wrote raw flamegraph data to 'x'. Samples: 1997 Errors: 3\n");
-        assert_eq!(samples(Profiler::PySpy, &theirs).ok(), Some(1997.0));
-        assert!(samples(Profiler::Pyebpf, &theirs).is_err());
+        let ours = told("", json!({"samples": 2901}));
+        assert_eq!(samples(&ours).ok(), Some(2901.0));
+        let said = "py-spy> Wrote raw flamegraph data to 'x'. Samples: 1997 Errors: 3\n";
+        assert_eq!(samples(&told(said, json!(null))).ok(), Some(1997.0));
+        assert!(samples(&told("nothing", json!(null))).is_err());
     }
 }

@@ -3,12 +3,13 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::measure;
 use super::workload::Running;
@@ -53,6 +54,8 @@ pub(super) enum Whom {
 pub(super) struct Recording {
     running: Running,
     said: File,
+    /// Where pyebpf says it for programs.
+    stats: Option<PathBuf>,
     /// From its start until it could take its first sample.
     pub(super) ready_after: Duration,
     pub(super) started: Instant,
@@ -62,8 +65,21 @@ pub(super) struct Recording {
 #[derive(Debug)]
 pub(super) struct Told {
     pub(super) text: String,
+    /// What pyebpf says for programs; nothing of others.
+    pub(super) stats: Value,
     /// CPU time of the whole run.
     pub(super) cpu_time: Duration,
+}
+
+impl Tools {
+    /// Where the profile of the last recording is.
+    pub(super) fn profile(&self) -> PathBuf {
+        self.scratch.path().join("profile")
+    }
+
+    fn stats(&self) -> PathBuf {
+        self.scratch.path().join("stats.json")
+    }
 }
 
 impl Recording {
@@ -83,7 +99,7 @@ impl Recording {
         let words = before.iter().map(|&word| word.to_owned());
         let words: Vec<String> = words
             .chain([program.to_string_lossy().into_owned()])
-            .chain(profiler.arguments(tools.scratch.path(), whom, rate))
+            .chain(profiler.arguments(tools, whom, rate))
             .collect();
         let mut said =
             tempfile::tempfile_in(tools.scratch.path()).context("cannot make a temporary file")?;
@@ -119,6 +135,7 @@ impl Recording {
         Ok(Recording {
             running,
             said,
+            stats: (profiler == Profiler::Pyebpf).then(|| tools.stats()),
             ready_after: started.elapsed(),
             started,
         })
@@ -153,7 +170,19 @@ impl Recording {
         if status.code().is_some_and(|code| code != 0) {
             bail!("a profiler failed ({status}); it said:\n{text}");
         }
-        Ok(Told { text, cpu_time })
+        let stats = match self.stats {
+            Some(path) => {
+                let file = File::open(&path);
+                let file = file.with_context(|| format!("cannot read {}", path.display()))?;
+                serde_json::from_reader(file).context("the summary is no JSON")?
+            }
+            None => Value::Null,
+        };
+        Ok(Told {
+            text,
+            stats,
+            cpu_time,
+        })
     }
 }
 
@@ -168,11 +197,14 @@ impl Profiler {
         }
     }
 
-    fn arguments(self, scratch: &Path, whom: Whom, rate: u32) -> Vec<String> {
-        let output = scratch.join("profile").to_string_lossy().into_owned();
+    fn arguments(self, tools: &Tools, whom: Whom, rate: u32) -> Vec<String> {
+        let output = tools.profile().to_string_lossy().into_owned();
+        let stats = tools.stats().to_string_lossy().into_owned();
         let rate = rate.to_string();
         let words: &[&str] = match self {
-            Profiler::Pyebpf => &["record", "-f", "raw", "-r", &rate, "-o", &output],
+            Profiler::Pyebpf => &[
+                "record", "-f", "raw", "-r", &rate, "-o", &output, "--stats", &stats,
+            ],
             Profiler::PySpy => &[
                 "record", "-f", "raw", "-d", "600", "-r", &rate, "-o", &output,
             ],

@@ -1,18 +1,18 @@
-"""What `cargo xtask bench` measures: `work.py block|busy|sleep DEPTH ten|all`, under a stack of
+"""What `cargo xtask bench` measures: `work.py block|busy|sleep|storm DEPTH ten|all`, under a stack of
 exactly DEPTH frames. `ten`: through ten functions in two files, which is what deep stacks look
 like; `all`: every frame another function. It ends with the process that started it.
 
 `block`: for each line of standard input, a number of seconds, does equal units of work for about so
 long and answers with the seconds that each unit took. `busy`: works until it is killed. `sleep`:
-waits. Each says first that it is up, and under how many frames.
+waits. `storm`: forks children that end at once. Each says first that it is up, and under how many
+frames.
+
+`work.py brief SECONDS` works for so many seconds of its CPU, says how many they were, and ends.
 """
 import os
 import sys
 import time
 
-MODE = sys.argv[1]
-DEPTH = int(sys.argv[2])
-SHAPE = sys.argv[3]
 PARENT = os.getppid()
 # Seconds that a unit of work takes when nothing disturbs it.
 UNIT = 0.02
@@ -69,6 +69,26 @@ def sleep():
         time.sleep(1)
 
 
+def storm():
+    up(sys._getframe())
+    while os.getppid() == PARENT:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+def brief(seconds):
+    begin = time.process_time()
+    worked = 0.0
+    while worked < seconds:
+        x = 1
+        for _ in range(1 << 10):
+            x = x * 5 + 7 & 65535
+        worked = time.process_time() - begin
+    print(worked)
+
+
 def ten(between, leaf):
     """A function that puts `between` frames on the stack, through ten functions, and then leaf."""
     names = {"leaf": leaf}
@@ -88,11 +108,19 @@ def each_its_own(between, leaf):
     return names["step_0"]
 
 
-sys.setrecursionlimit(DEPTH + 200)
-LEAF = {"block": blocks, "busy": busy, "sleep": sleep}[MODE]
-# The module and the leaf are frames, too.
+def deep(mode, depth, shape):
+    depth = int(depth)
+    sys.setrecursionlimit(depth + 200)
+    leaf = {"block": blocks, "busy": busy, "sleep": sleep, "storm": storm}[mode]
+    # The module and the leaf are frames, too.
+    return (ten if shape == "ten" else each_its_own)(depth - 2, leaf)
+
+
 try:
-    (ten if SHAPE == "ten" else each_its_own)(DEPTH - 2, LEAF)()
+    if sys.argv[1] == "brief":
+        brief(float(sys.argv[2]))
+    else:
+        deep(*sys.argv[1:])()
 except (BrokenPipeError, KeyboardInterrupt):
     # Nobody listens any more. No flush at exit either: it would fail again, and say so.
     os._exit(1)

@@ -2,7 +2,7 @@
 //! program that we start, whatever happens.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -26,6 +26,11 @@ pub(super) struct Work {
     pub(super) real_time: bool,
 }
 
+/// The workloads' program.
+pub(super) fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bench/work.py")
+}
+
 /// A workload that runs.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -36,7 +41,7 @@ pub(super) struct Target {
 impl Target {
     /// Starts a workload, and waits until it is under its stack.
     pub(super) fn start(python: &Path, work: Work) -> Result<Target> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bench/work.py");
+        let script = script();
         let mut words: Vec<String> = Vec::new();
         if work.real_time {
             words.extend(["chrt", "--fifo", "1"].map(str::to_owned));

@@ -15,7 +15,7 @@ use pyebpf_tests::{can_profile, skip, turn};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{expected_stack, has, unhurt};
+use crate::{expected_stack, has, only_the_known_stack};
 
 /// Runs a test of one Python, alone on the machine.
 fn with_python(test: &str, body: impl FnOnce(&Python) -> Result<()>) {
@@ -62,7 +62,7 @@ fn a_pid_namespace_of_its_own_has_its_own_ids() {
             let mut arguments = vec!["-d", "2", "-r", "199", "-t", "--full-filenames"];
             arguments.extend(["--steps", steps, "-p", "1"]);
             let recording = record_beside(target, &arguments)?;
-            unhurt(&recording, target).with_context(|| steps.to_owned())?;
+            only_the_known_stack(&recording, target).with_context(|| steps.to_owned())?;
             for stack in &recording.stacks {
                 let thread = stack.thread.as_ref().context("no thread")?;
                 ensure!(thread.id == "1", "{thread:?}");

@@ -221,6 +221,7 @@ mod tests {
     fn a_sample_whose_stack_is_nowhere_is_counted_and_not_shown() {
         let interpreter = Interpreter {
             checked: true,
+            remarks: Vec::new(),
             version: Version {
                 major: 3,
                 minor: 12,

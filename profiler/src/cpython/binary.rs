@@ -13,6 +13,7 @@ use super::accessors::{self, Function, ThreadLocal};
 use super::check::Learnt;
 use super::debug_offsets;
 use super::elf::{Image, Segment, Symbol, Table};
+use super::embedder::{self, Embedder};
 use super::others;
 use super::rows::{self, Build, FIRST_MINOR, LAST_MINOR, RuntimeRow};
 use super::version::{Stated, Version};
@@ -53,12 +54,15 @@ pub(super) struct Python {
     pub learnt: OnceLock<Learnt>,
     /// What told that it is a CPython, for a person.
     pub root: &'static str,
+    /// Whether Nuitka has compiled a program into it.
+    pub nuitka: bool,
 }
 
 /// Where things lie in the file's own address space; 0 where the version has no such thing, except
-/// for `interpreters`.
+/// for `interpreters`. What lies in the `runtime`, where there is one, is counted from there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Addresses {
+    pub runtime: u64,
     pub interpreters: u64,
     pub current: u64,
     pub tss_key: u64,
@@ -71,7 +75,12 @@ pub(super) struct Addresses {
 pub(super) enum Look {
     NotPython,
     Python(Arc<Python>),
-    Unsupported { what: String, why: String },
+    /// A program that runs the CPython of a library.
+    Embedder(Embedder),
+    Unsupported {
+        what: String,
+        why: String,
+    },
 }
 
 /// Every file that was looked at, by device, inode, and when it was last changed: an inode can be used
@@ -126,6 +135,13 @@ pub(super) fn look(image: Image) -> Look {
     if runtime.is_none() && !image.has_sections() {
         runtime = debug_offsets::find(&image);
     }
+    let embedder = match symbols.contains_key("Py_GetVersion") || section.is_some() {
+        true => None,
+        false => embedder::look(&image),
+    };
+    if let Some(embedder) = embedder {
+        return Look::Embedder(embedder);
+    }
     if runtime.is_none() && !is_python(&symbols) {
         return others::look(&image);
     }
@@ -157,6 +173,7 @@ struct Binary<'n> {
 
 impl Binary<'_> {
     fn look(self) -> Look {
+        let nuitka = self.image.is_program && embedder::is_of_nuitka(&self.image);
         let unsupported = |version: &str, why: String| Look::Unsupported {
             what: format!("CPython {version}"),
             why,
@@ -208,6 +225,7 @@ impl Binary<'_> {
                 addresses,
                 learnt: OnceLock::new(),
                 root: self.root,
+                nuitka,
             })),
             Err(why) => unsupported(&stated.text, why),
         }
@@ -274,6 +292,7 @@ impl Binary<'_> {
             offset => runtime.wrapping_add(offset.into()),
         };
         let mut addresses = Addresses {
+            runtime,
             interpreters: runtime.wrapping_add(row.interpreters_head.into()),
             current: at(row.current),
             tss_key: at(row.tss_key),
@@ -324,6 +343,7 @@ impl Binary<'_> {
         });
         let current = self.symbols.get("_PyThreadState_Current");
         Ok(Addresses {
+            runtime: 0,
             interpreters,
             current: current.map_or(0, |symbol| symbol.address),
             tss_key: tss_key.unwrap_or(0),

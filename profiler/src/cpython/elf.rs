@@ -26,6 +26,10 @@ const TABLE_MAX: u64 = 32 << 20;
 /// many sections it declares. A libpython with all its symbols needs less than 5 MB.
 const FILE_MAX: u64 = 64 << 20;
 
+/// Most bytes of constants that are searched, and how many of them at a time.
+const CONSTANTS_MAX: u64 = 32 << 20;
+const PIECE: u64 = 1 << 20;
+
 /// A loadable segment: addresses are the file's own, before any load bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
@@ -61,6 +65,8 @@ pub(super) struct Image {
     sections: Vec<SectionHeader64<LE>>,
     names: Vec<u8>,
     pub segments: Vec<Segment>,
+    /// Whether it names a loader that is to start it, as programs do and few libraries.
+    pub is_program: bool,
 }
 
 impl Image {
@@ -113,6 +119,8 @@ impl Image {
             .filter(|segment| segment.p_type.get(LE) == elf::PT_DYNAMIC)
             .map(|segment| (segment.p_vaddr.get(LE), segment.p_memsz.get(LE)));
         let dynamic = dynamic.next();
+        let mut kinds = headers.iter().map(|segment| segment.p_type.get(LE));
+        let is_program = kinds.any(|kind| kind == elf::PT_INTERP);
         let segments = headers
             .iter()
             .filter(|segment| segment.p_type.get(LE) == elf::PT_LOAD)
@@ -137,6 +145,7 @@ impl Image {
             sections: sections.unwrap_or_default(),
             names: Vec::new(),
             segments,
+            is_program,
         };
         image.names = image
             .section_at(header.e_shstrndx.get(LE).into())
@@ -164,26 +173,75 @@ impl Image {
         wanted: &[&'n str],
         found: &mut HashMap<&'n str, Symbol>,
     ) {
+        if let Some((symbols, names)) = self.table(table) {
+            for (name, symbol) in look_up(&symbols, &names, wanted) {
+                if symbol.st_shndx.get(LE) != elf::SHN_UNDEF {
+                    found.entry(name).or_insert(Symbol {
+                        address: symbol.st_value.get(LE),
+                        size: symbol.st_size.get(LE),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Whether the file wants one of these symbols from others.
+    pub(super) fn imports(&self, wanted: &[&str]) -> bool {
+        self.table(Table::Dynamic).is_some_and(|(symbols, names)| {
+            let mut found = look_up(&symbols, &names, wanted);
+            found.any(|(_, symbol)| symbol.st_shndx.get(LE) == elf::SHN_UNDEF)
+        })
+    }
+
+    /// The entries of a table of symbols, and their names.
+    fn table(&self, table: Table) -> Option<(Vec<u8>, Vec<u8>)> {
         let kind = match table {
             Table::Dynamic => elf::SHT_DYNSYM,
             Table::Full => elf::SHT_SYMTAB,
         };
         let mut sections = self.sections.iter();
-        let tables = match sections.find(|section| section.sh_type.get(LE) == kind) {
+        match sections.find(|section| section.sh_type.get(LE) == kind) {
             Some(section) => self
                 .bytes_of(section)
                 .zip(self.section_at(section.sh_link.get(LE) as usize)),
-            None if table == Table::Dynamic => self.dynamic_symbols().and_then(|symbols| {
+            None if table == Table::Dynamic => {
+                let symbols = self.dynamic_symbols()?;
                 let (at, length) = symbols.table;
-                let symbols_and = self.bytes(at, length)?;
+                let entries = self.bytes(at, length)?;
                 let (at, length) = symbols.names;
-                Some((symbols_and, self.bytes(at, length)?))
-            }),
+                Some((entries, self.bytes(at, length)?))
+            }
             None => None,
-        };
-        if let Some((symbols, names)) = tables {
-            look_up(&symbols, &names, wanted, found);
         }
+    }
+
+    /// Whether its constants, the segments that are for reading alone, have these bytes in their last
+    /// [`CONSTANTS_MAX`].
+    pub(super) fn constants_have(&self, wanted: &[u8]) -> bool {
+        let constants = self.segments.iter().rev();
+        let constants = constants.filter(|segment| !segment.executable && !segment.writable);
+        let mut left = CONSTANTS_MAX;
+        for segment in constants {
+            let mut end = segment.file_size;
+            while end > 0 && left > 0 {
+                let length = end.min(PIECE).min(left);
+                let from = end - length;
+                // What begins in this piece may end in the next.
+                let more = wanted.len() as u64;
+                let Some(at) = segment.address.checked_add(from) else {
+                    break;
+                };
+                let Some(bytes) = self.bytes(at, length + more) else {
+                    return false;
+                };
+                let mut parts = bytes.windows(wanted.len());
+                if parts.any(|part| part.first() == wanted.first() && part == wanted) {
+                    return true;
+                }
+                (end, left) = (from, left - length);
+            }
+        }
+        false
     }
 
     /// Whether the file has section headers to go by.
@@ -237,28 +295,20 @@ impl Image {
     }
 }
 
-/// Adds to `found` those of `wanted` that a table of symbols defines.
-fn look_up<'n>(
-    symbols: &[u8],
-    names: &[u8],
-    wanted: &[&'n str],
-    found: &mut HashMap<&'n str, Symbol>,
-) -> Option<()> {
+/// Those symbols of a table that have a name of `wanted`.
+fn look_up<'t, 'n>(
+    symbols: &'t [u8],
+    names: &'t [u8],
+    wanted: &'t [&'n str],
+) -> impl Iterator<Item = (&'n str, &'t Sym64<LE>)> {
     // A table that ends within an entry keeps its whole ones.
     let whole = symbols.len() - symbols.len() % size_of::<Sym64<LE>>();
-    for symbol in slice_from_all_bytes::<Sym64<LE>>(&symbols[..whole]).ok()? {
+    let symbols = slice_from_all_bytes::<Sym64<LE>>(&symbols[..whole]).unwrap_or_default();
+    symbols.iter().filter_map(move |symbol| {
         let at = symbol.st_name.get(LE) as usize;
-        let Some(name) = wanted.iter().find(|name| is_at(names, at, name)) else {
-            continue;
-        };
-        if symbol.st_shndx.get(LE) != elf::SHN_UNDEF {
-            found.entry(*name).or_insert(Symbol {
-                address: symbol.st_value.get(LE),
-                size: symbol.st_size.get(LE),
-            });
-        }
-    }
-    Some(())
+        let name = wanted.iter().find(|name| is_at(names, at, name))?;
+        Some((*name, symbol))
+    })
 }
 
 /// Where the bytes are.

@@ -85,6 +85,7 @@ pub(crate) fn interpreter(bytes: &[u8]) -> (Interpreter, u64, Wrapped<'_>) {
         layout,
         target,
         checked: false,
+        remarks: Vec::new(),
     };
     (interpreter, control_block.into(), Wrapped(input.rest()))
 }

@@ -9,6 +9,7 @@ pub mod code;
 mod debug_offsets;
 mod dict;
 mod elf;
+mod embedder;
 pub(crate) mod fuzz;
 mod lines;
 mod mappings;
@@ -17,32 +18,29 @@ mod others;
 #[cfg(test)]
 mod recorded;
 mod rows;
+mod runtimes;
 pub mod threads;
 mod unicode;
 mod version;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use profiler_ebpf::python::Memory;
 use profiler_ebpf::{Layout, Target, layout_flags};
 
-use crate::memory::{ProcessMemory, read_u64};
+use crate::memory::ProcessMemory;
 
-use accessors::ThreadLocal;
-use binary::{Look, Python};
+use binary::Look;
 use check::{Learnt, Verdict};
 use elf::Image;
+use runtimes::{Runtime, Runtimes};
 
 pub use binary::Binaries;
 pub use lines::LineTable;
 pub use mappings::Mapping;
 pub use rows::{Build, layout};
 pub use version::Version;
-
-/// The page size of x86-64: mappings begin at multiples of it.
-const PAGE: u64 = 4096;
 
 /// How often, and how long apart, a check must fail before an interpreter is refused: the process
 /// runs while it is looked at, and may be starting or ending.
@@ -59,6 +57,8 @@ pub struct Interpreter {
     /// Whether a Python frame was found as the layout says, in this process or another one of the
     /// same file. Else there was none yet: to be detected again once it is sampled.
     pub checked: bool,
+    /// What a person should know of what can't be shown of it, a sentence each.
+    pub remarks: Vec<String>,
 }
 
 /// What runs in a process.
@@ -84,57 +84,53 @@ pub enum Detection {
 /// When the process is gone, or its mappings or memory are not ours to read.
 pub fn detect(pid: u32, binaries: &mut Binaries) -> Result<Detection> {
     let memory = ProcessMemory::new(pid);
-    let mut unsupported = None;
-    let mut refused = None;
-    let mut found: Option<Interpreter> = None;
-    for mapping in mappings::executable_files(pid)? {
-        let python = match look(pid, &mapping, binaries) {
-            Ok(Look::Python(python)) => python,
-            Ok(Look::NotPython) => continue,
-            Ok(Look::Unsupported { what, why }) => {
-                unsupported.get_or_insert(Detection::Unsupported { what, why });
-                continue;
-            }
-            // A file that is gone by now; the others may do.
-            Err(error) => {
-                refused.get_or_insert((error, mapping));
-                continue;
-            }
-        };
-        let Some(interpreter) = place(&memory, &python, &mapping) else {
-            continue;
-        };
-        // An executable with a runtime of its own can load a libpython: the one in use has an
-        // interpreter. Where both have one it is the executable's, which lies lowest.
+    let found = Runtimes::of(pid, binaries)?;
+    let mut used = Vec::new();
+    for runtime in &found.runtimes {
         let mut head = [0; 8];
         memory
-            .try_read(interpreter.target.interpreters, &mut head)
+            .try_read(runtime.interpreter.target.interpreters, &mut head)
             .with_context(|| format!("cannot read the memory of process {pid}"))?;
         if head != [0; 8] {
-            return Ok(checked(&memory, &python, interpreter));
+            used.push(runtime);
         }
-        found.get_or_insert(interpreter);
     }
-    match (found, unsupported, refused) {
-        (Some(interpreter), ..) => Ok(Detection::Python(Box::new(interpreter))),
-        (None, Some(unsupported), _) => Ok(unsupported),
-        (None, None, Some((error, mapping))) => {
-            let name = mapping.name();
-            let name = name.display();
-            Err(error).with_context(|| format!("cannot open {name}, mapped by process {pid}"))
-        }
-        (None, None, None) => Ok(Detection::NotPython),
+    // An executable with a runtime of its own can load a libpython: the one in use has an
+    // interpreter. Where several have, it is one that has a frame, or else the executable's, which
+    // lies lowest.
+    if used.len() > 1 {
+        let runs = |runtime: &Runtime| check::check(&memory, &runtime.interpreter);
+        used.sort_by_cached_key(|runtime| !matches!(runs(runtime), Verdict::Holds(_)));
     }
+    if let Some(first) = used.first().copied().or(found.runtimes.first()) {
+        let mut interpreter = first.interpreter.clone();
+        interpreter.remarks = found.remarks(first, used.get(1..).unwrap_or_default());
+        return Ok(match used.is_empty() {
+            true => Detection::Python(Box::new(interpreter)),
+            false => checked(&memory, first, interpreter),
+        });
+    }
+    if let Some((what, why)) = found.unsupported {
+        return Ok(Detection::Unsupported { what, why });
+    }
+    let Some((error, mapping)) = found.refused else {
+        return Ok(Detection::NotPython);
+    };
+    let name = mapping.name();
+    let name = name.display();
+    Err(error).with_context(|| format!("cannot open {name}, mapped by process {pid}"))
 }
 
 /// Checks an interpreter, unless its file was found right in another process, and completes it with
 /// what was learnt.
-fn checked(memory: &impl Memory, python: &Python, mut interpreter: Interpreter) -> Detection {
+fn checked(memory: &impl Memory, runtime: &Runtime, mut interpreter: Interpreter) -> Detection {
+    let python = &runtime.python;
     let bias = interpreter
         .target
         .interpreters
         .wrapping_sub(python.addresses.interpreters);
-    if let Some(learnt) = python.learnt.get() {
+    // What lies in another place than the file says tells nothing of other processes.
+    if let Some(learnt) = python.learnt.get().filter(|_| !runtime.moved) {
         interpreter.learn(learnt, bias);
         return Detection::Python(Box::new(interpreter));
     }
@@ -147,11 +143,13 @@ fn checked(memory: &impl Memory, python: &Python, mut interpreter: Interpreter) 
             Verdict::Holds(learnt) => {
                 interpreter.learn(&learnt, 0);
                 let code_type = learnt.code_type.wrapping_sub(bias);
-                // Another thread can't have set it: `binaries` is ours alone for now.
-                let _ = python.learnt.set(Learnt {
-                    code_type,
-                    ..learnt
-                });
+                if !runtime.moved {
+                    // Another thread can't have set it: `binaries` is ours alone for now.
+                    let _ = python.learnt.set(Learnt {
+                        code_type,
+                        ..learnt
+                    });
+                }
                 return Detection::Python(Box::new(interpreter));
             }
             Verdict::NotUpYet => return Detection::Python(Box::new(interpreter)),
@@ -197,65 +195,5 @@ pub fn is_python(pid: u32, mapping: &Mapping, binaries: &mut Binaries) -> std::i
         .file(pid)
         .and_then(|(path, metadata)| binaries.look(&metadata, || std::fs::File::open(&path)))
         .or_else(|error| in_memory(pid, mapping).ok_or(error))?;
-    Ok(!matches!(look, Look::NotPython))
-}
-
-/// The interpreter as this process has it: the file's addresses plus the load bias.
-fn place(memory: &impl Memory, python: &Arc<Python>, mapping: &Mapping) -> Option<Interpreter> {
-    let bias = bias(python, mapping)?;
-    let at = |address: u64| match address {
-        0 => 0,
-        address => address.wrapping_add(bias),
-    };
-    let addresses = &python.addresses;
-    let (tls_module, tls_offset) = match addresses.thread_local {
-        None => (0, 0),
-        Some(ThreadLocal::Fixed(offset)) => (0, offset),
-        Some(ThreadLocal::Stored { slot }) => (0, read_u64(memory, at(slot))? as i64),
-        Some(ThreadLocal::Described { slot, offset }) => {
-            let argument = read_u64(memory, at(slot).wrapping_add(8))?;
-            // The offset from the thread control block, for what was there when the program began;
-            // else where the module and the offset in its block stand (glibc and musl alike).
-            match argument as i64 {
-                fixed @ -0x100_0000..0 => (0, fixed.wrapping_add(offset)),
-                _ => {
-                    let module = read_u64(memory, argument)?;
-                    let stored = read_u64(memory, argument.wrapping_add(8))? as i64;
-                    (module, stored.wrapping_add(offset))
-                }
-            }
-        }
-        Some(ThreadLocal::Module { slot, offset }) => {
-            let module = read_u64(memory, at(slot))?;
-            let stored = read_u64(memory, at(slot).wrapping_add(8))? as i64;
-            (module, stored.wrapping_add(offset))
-        }
-    };
-    Some(Interpreter {
-        version: python.version,
-        layout: python.layout,
-        target: Target {
-            interpreters: at(addresses.interpreters),
-            current: at(addresses.current),
-            tss_key: at(addresses.tss_key),
-            tls_offset,
-            tls_module,
-            code_type: at(addresses.code_type),
-            ..Target::default()
-        },
-        checked: false,
-    })
-}
-
-/// How far above the file's own addresses it was loaded: the executable segment whose pages the
-/// mapping begins with says so.
-fn bias(python: &Python, mapping: &Mapping) -> Option<u64> {
-    let segment = python.segments.iter().find(|segment| {
-        let first = segment.offset & !(PAGE - 1);
-        let end = segment.offset.saturating_add(segment.file_size);
-        segment.executable && (first..end).contains(&mapping.offset)
-    })?;
-    let address = segment.address.wrapping_sub(segment.offset);
-    let address = address.wrapping_add(mapping.offset);
-    Some(mapping.start.wrapping_sub(address))
+    Ok(!matches!(look, Look::NotPython | Look::Embedder(_)))
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use profiler_ebpf::layout_flags;
 
-use super::{Binaries, Interpreter, binary::Look, look, mappings, place};
-use crate::memory::ProcessMemory;
+use super::runtimes::{Runtime, Runtimes};
+use super::{Binaries, Interpreter, mappings};
 
 /// What is known of the file that holds an interpreter's runtime, and of the process around it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,27 +45,19 @@ pub fn origin(
     binaries: &mut Binaries,
     interpreter: &Interpreter,
 ) -> Result<Option<Origin>> {
-    let memory = ProcessMemory::new(pid);
     let files = mappings::executable_files(pid)?;
     let c_library = files.iter().find_map(|mapping| c_library(&mapping.path));
     let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    for mapping in &files {
-        let Ok(Look::Python(python)) = look(pid, mapping, binaries) else {
-            continue;
-        };
-        let found = place(&memory, &python, mapping);
-        if found.is_none_or(|found| found.target.interpreters != interpreter.target.interpreters) {
-            continue;
-        }
-        return Ok(Some(Origin {
-            file: mapping.name(),
-            deleted: mapping.path.ends_with(DELETED),
-            library: program.as_os_str() != mapping.path.as_str(),
-            root: python.root,
-            c_library,
-        }));
-    }
-    Ok(None)
+    let mut found = Runtimes::of(pid, binaries)?.runtimes.into_iter();
+    let at = |runtime: &Runtime| runtime.interpreter.target.interpreters;
+    let found = found.find(|runtime| at(runtime) == interpreter.target.interpreters);
+    Ok(found.map(|found| Origin {
+        file: found.mapping.name(),
+        deleted: found.mapping.path.ends_with(DELETED),
+        library: program.as_os_str() != found.mapping.path.as_str(),
+        root: found.python.root,
+        c_library,
+    }))
 }
 
 /// What the kernel appends to the name of a file that is no longer there.

@@ -259,6 +259,7 @@ mod tests {
     fn interpreter(build: Build) -> Interpreter {
         Interpreter {
             checked: true,
+            remarks: Vec::new(),
             version: Version {
                 major: build.major,
                 minor: build.minor,

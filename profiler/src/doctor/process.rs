@@ -95,6 +95,11 @@ fn gather(pid: Pid, findings: &mut Vec<Finding>) {
                 Finding::ok("python", format!("CPython {version}; {checked}"))
                     .with(version.as_str()),
             );
+            if !interpreter.remarks.is_empty() {
+                let remarks = interpreter.remarks.iter().map(|remark| printable(remark));
+                let remarks: Vec<String> = remarks.collect();
+                findings.push(Finding::info("limits", remarks.join("\n")).with(json!(remarks)));
+            }
             let origin = cpython::origin::origin(pid, &mut binaries, &interpreter);
             match origin {
                 Ok(Some(origin)) => findings.extend(found(pid, &origin, &interpreter)),

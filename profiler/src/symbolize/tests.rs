@@ -66,6 +66,7 @@ impl Planted {
     fn interpreter(&self) -> Interpreter {
         Interpreter {
             checked: true,
+            remarks: Vec::new(),
             version: Version {
                 major: 3,
                 minor: 12,

@@ -58,6 +58,9 @@ impl Targets {
                 if is_whole(pid, &interpreter) {
                     self.starting.remove(&id);
                 }
+                for remark in &interpreter.remarks {
+                    self.notice_once(pid, remark);
+                }
                 let set = self
                     .incarnations
                     .set(kernel, (pid, id), *interpreter, About::default);
@@ -158,6 +161,9 @@ impl Targets {
     ) -> Result<()> {
         let new = self.incarnations.current(pid) != Some(id);
         let is_whole = is_whole(pid, &interpreter);
+        for remark in &interpreter.remarks {
+            self.notice_once(pid, remark);
+        }
         let (id, waiting) = self
             .incarnations
             .set(kernel, (pid, id), interpreter, || About::of(pid))?;
@@ -185,8 +191,12 @@ impl Targets {
 
     /// Once for each version and reason.
     pub(super) fn notice_unsupported(&mut self, pid: Pid, what: &str, why: &str) {
-        let text = format!("{what} is not profiled: {why}");
-        if self.refused.len() < NOTICES_MAX && self.refused.insert(text.clone()) {
+        self.notice_once(pid, &format!("{what} is not profiled: {why}"));
+    }
+
+    /// A notice that comes once for all processes that it holds for.
+    fn notice_once(&mut self, pid: Pid, text: &str) {
+        if self.said.len() < NOTICES_MAX && self.said.insert(text.to_owned()) {
             let name = process::name(pid);
             self.notice(format!("process {pid} ({name}): {text}"));
         }

@@ -76,7 +76,8 @@ pub struct Targets {
     /// How many mappings there was no time for.
     overrun: u64,
     notices: Vec<String>,
-    refused: BTreeSet<String>,
+    /// What was said of single processes, and is said once.
+    said: BTreeSet<String>,
     missed: u64,
 }
 

@@ -9,13 +9,23 @@ use profiler_ebpf::layout_flags;
 use super::*;
 
 /// Loads the library that its first argument names, and runs Python code with it: the second. Loads
-/// that which the third names, too, which comes to lie below it, and leaves that alone.
+/// that which the third names, too, which comes to lie below it, and leaves that alone, unless a
+/// fourth says where its modules are: then it has an interpreter, without a frame.
 const EMBEDDER: &str = r#"
+#define _GNU_SOURCE
 #include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
 int main(int argc, char **argv) {
-    void *python = dlopen(argv[1], RTLD_NOW | RTLD_GLOBAL);
+    void *python = dlopen(argv[1], RTLD_NOW | RTLD_GLOBAL), *other = 0;
     if (!python) return 3;
-    if (argc > 3 && !dlopen(argv[3], RTLD_NOW | RTLD_LOCAL)) return 4;
+    if (argc > 3 && !(other = dlopen(argv[3], RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND))) return 4;
+    if (argc > 4) {
+        char *home = strdup(getenv("PYTHONHOME"));
+        setenv("PYTHONHOME", argv[4], 1);
+        ((void (*)(int))dlsym(other, "Py_InitializeEx"))(0);
+        setenv("PYTHONHOME", home, 1);
+    }
     ((void (*)(int))dlsym(python, "Py_InitializeEx"))(0);
     return ((int (*)(const char *))dlsym(python, "PyRun_SimpleString"))(argv[2]);
 }
@@ -146,7 +156,7 @@ fn without_privileges(body: impl FnOnce() + Send) {
 }
 
 #[test]
-fn the_runtime_that_is_in_use_is_taken() {
+fn the_runtime_that_is_in_use_is_taken_and_a_second_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let (Some(used), Some(other)) = (pyenv("3.9."), pyenv("3.12.")) else {
         return skip("two runtimes: no Python 3.9.x and 3.12.x in pyenv");
@@ -154,12 +164,82 @@ fn the_runtime_that_is_in_use_is_taken() {
     let Some(program) = built(folder.path(), "embedder", EMBEDDER, &["-ldl"]) else {
         return;
     };
-    let mut command = embedding(&program, &used, &shared_library(&used));
-    command.arg(shared_library(&other));
-    let running = Running::start(&mut command);
-    let maps = fs::read_to_string(format!("/proc/{}/maps", running.pid())).unwrap();
-    assert!(maps.contains("libpython3.9") && maps.contains("libpython3.12"));
-    running.check(&mut Binaries::new());
+    for (used, other) in [(&used, &other), (&other, &used)] {
+        let (library, second) = (shared_library(used), shared_library(other));
+        let mut command = embedding(&program, used, &library);
+        let running = Running::start(command.arg(&second));
+        let maps = fs::read_to_string(format!("/proc/{}/maps", running.pid())).unwrap();
+        assert!(maps.contains("libpython3.9") && maps.contains("libpython3.12"));
+        let interpreter = running.check(&mut Binaries::new());
+        assert_eq!(interpreter.remarks, [""; 0]);
+        drop(running);
+        let running = Running::start(command.arg(other));
+        let interpreter = running.check(&mut Binaries::new());
+        let [remark] = interpreter.remarks.as_slice() else {
+            panic!("{:?}", interpreter.remarks);
+        };
+        let (second, library) = (second.display(), library.display());
+        assert!(remark.contains(&format!(" of {second}: ")), "{remark}");
+        assert!(remark.ends_with(&format!(" of {library} is")), "{remark}");
+    }
+}
+
+/// Is linked with libpython, whose variables the linker gives a place in the program, and has a mark
+/// of its own.
+const LINKED: &str = r#"
+extern char _PyRuntime[], PyCode_Type[];
+void Py_InitializeEx(int);
+int PyRun_SimpleString(const char *);
+__attribute__((used)) static const char mark[] = MARK;
+volatile long used;
+int main(int argc, char **argv) {
+    used = _PyRuntime[0] + PyCode_Type[0];
+    Py_InitializeEx(0);
+    return PyRun_SimpleString(argv[1]);
+}
+"#;
+
+#[test]
+fn a_program_that_holds_the_variables_of_its_library_is_walked_and_nuitkas_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    // The library is known from a process that has no place for them, or becomes known here.
+    let (mut known, mut binaries) = (Binaries::new(), Binaries::new());
+    for version in ["3.7.", "3.9.", "3.12.", "3.13."] {
+        let Some(root) = pyenv(version) else {
+            skip(&format!(
+                "variables of a library: no Python {version}x in pyenv"
+            ));
+            continue;
+        };
+        Running::start(&mut program(&root.join("bin/python3"))).check(&mut known);
+        let library = shared_library(&root);
+        let path = format!("-Wl,-rpath,{}", root.join("lib").display());
+        for (name, mark, remarks) in [("plain", "", 0), ("nuitka", "nuitka_module_loader", 1)] {
+            let define = format!("-DMARK=\"{mark}\"");
+            let flags = [
+                "-fno-pic",
+                "-no-pie",
+                &define,
+                &path,
+                library.to_str().unwrap(),
+            ];
+            let Some(program) = built(folder.path(), name, LINKED, &flags) else {
+                return;
+            };
+            let mut command = Command::new(program);
+            let running = Running::start(command.arg(source()).env("PYTHONHOME", &root));
+            running.check(&mut known);
+            let interpreter = running.check(&mut binaries);
+            assert!(interpreter.checked && interpreter.target.interpreters < 1 << 32);
+            assert_eq!(
+                interpreter.remarks.len(),
+                remarks,
+                "{:?}",
+                interpreter.remarks
+            );
+        }
+        Running::start(&mut program(&root.join("bin/python3"))).check(&mut binaries);
+    }
 }
 
 #[test]

@@ -192,6 +192,28 @@ fn a_python_that_is_no_cpython_is_called_what_it_is() {
 }
 
 #[test]
+fn constants_are_found_wherever_they_lie_in_what_is_only_read() {
+    let mark = b"a mark of some length";
+    let at_end = (3 << 20) - mark.len();
+    // Read from the end in pieces of 1 MiB: within one, and across two.
+    for at in [LENGTH as usize, 2 << 20, (1 << 20) - 5, at_end] {
+        let mut bytes = elf(&["main"], &[]);
+        bytes.resize(3 << 20, 0);
+        let size = words(&[3 << 20]);
+        bytes[64 + 32..][..8].copy_from_slice(&size);
+        bytes[64 + 40..][..8].copy_from_slice(&size);
+        bytes[at..][..mark.len()].copy_from_slice(mark);
+        let have = |flags: u8| {
+            let mut bytes = bytes.clone();
+            bytes[64 + 4] = flags;
+            Image::open(file(&bytes)).unwrap().constants_have(mark)
+        };
+        // PF_R; with PF_X, with PF_W.
+        assert_eq!([4, 5, 6].map(have), [true, false, false], "{at:#x}");
+    }
+}
+
+#[test]
 fn exported_symbols_are_found_without_section_headers() {
     let python = ["_PyRuntime", "Py_Version", "PyCode_Type"];
     let version = 0x030b_07f0_u32.to_le_bytes();

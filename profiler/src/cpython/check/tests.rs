@@ -46,6 +46,7 @@ impl Made {
                     ..Target::default()
                 },
                 checked: false,
+                remarks: Vec::new(),
             },
             pieces: BTreeMap::new(),
         };

@@ -19,6 +19,10 @@ const FRAMES_MAX: usize = 1024;
 const MINORS: [u32; 2] = [8, 12];
 /// Of each workload at least so many samples.
 const SAMPLES_MIN: u64 = 20;
+/// Seconds of the recordings of the known stack, long enough for a share of samples, and of the
+/// recursions.
+const LONG: u32 = 6;
+const SHORT: u32 = 3;
 /// Complete stacks of the known stack, in per cent.
 const COMPLETE_MIN: f64 = 99.5;
 /// `BPF_PROG_TYPE_PERF_EVENT` (include/uapi/linux/bpf.h).
@@ -103,9 +107,10 @@ start() {{
     n=0
     while [ ! -s $file.said ] && [ $n -lt 600 ]; do sleep 0.1; n=$((n + 1)); done
 }}
-# Records two processes and keeps what the kernel tells of the programs meanwhile: FILE STEPS PID PID
+# Records two processes and keeps what the kernel tells of the programs meanwhile:
+# FILE SECONDS STEPS PID PID
 watch() {{
-    {pyebpf} record -p $3 -p $4 --steps $2 -d 3 -r 199 -f raw --full-filenames -o $1.folded \
+    {pyebpf} record -p $4 -p $5 --steps $3 -d $2 -r 199 -f raw --full-filenames -o $1.folded \
         2> $1.summary &
     p=$!
     most=1
@@ -118,7 +123,7 @@ watch() {{
     done
     wait $p
     echo $? > $1.code
-    kill $3 $4
+    kill $4 $5
     wait
 }}
 "#,
@@ -132,10 +137,10 @@ watch() {{
             text,
             "start {number}.known {python} {known}\n\
              start {number}.other {python} {known}\n\
-             watch {number}.stack {steps} $(cat {number}.known.pid) $(cat {number}.other.pid)\n\
+             watch {number}.stack {LONG} {steps} $(cat {number}.known.pid) $(cat {number}.other.pid)\n\
              start {number}.900 {python} {deep} 900\n\
              start {number}.3000 {python} {deep} 3000\n\
-             watch {number}.deep {steps} $(cat {number}.900.pid) $(cat {number}.3000.pid)\n"
+             watch {number}.deep {SHORT} {steps} $(cat {number}.900.pid) $(cat {number}.3000.pid)\n"
         )?;
     }
     Ok(text)

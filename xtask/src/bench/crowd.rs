@@ -46,23 +46,24 @@ pub(super) fn measure(plan: &Plan) -> Result<Table> {
             "to reach",
         ],
     );
-    for working in [cpus, PROCESSES] {
+    for (working, mode) in [(cpus, "busy"), (PROCESSES, "turns")] {
         say(&format!(
             "a crowd: starting {PROCESSES} Pythons, {working} of which work"
         ));
-        let used = record(plan, working)?;
+        let used = record(plan, working, mode)?;
         table.row(row(working, used));
     }
     table.note(format!(
-        "Of {} s after {} s. pyebpf looks for records 50 times a second, whatever there is.",
+        "Of {} s after {} s. Where all work, each does for 2 ms of a second. pyebpf looks for records 50 \
+         times a second, whatever there is.",
         plan.own,
         WARM_UP.as_secs()
     ));
     Ok(table)
 }
 
-fn record(plan: &Plan, working: usize) -> Result<Use> {
-    let start = |mode: &'static str| {
+fn record(plan: &Plan, working: usize, mode: &'static str) -> Result<Use> {
+    let start = |mode| {
         let work = Work {
             mode,
             depth: 12,
@@ -76,7 +77,7 @@ fn record(plan: &Plan, working: usize) -> Result<Use> {
     // Those that wait first: they would start slowly beside the others.
     for number in 0..PROCESSES {
         let waits = number < PROCESSES - working;
-        targets.push(start(if waits { "sleep" } else { "busy" })?);
+        targets.push(start(if waits { "sleep" } else { mode })?);
     }
     let recording = Recording::start(&plan.tools, Profiler::Pyebpf, Whom::All, RATE, &[])?;
     let pid = recording.pid();

@@ -24,22 +24,9 @@ pub(super) struct Runs {
 /// # Errors
 /// When there is no such process.
 pub(super) fn cpu_time(pid: u32) -> Result<Duration> {
-    cpu_time_of(pid, 2)
-}
-
-/// The same, with that of its children that it has waited for.
-///
-/// # Errors
-/// When there is no such process.
-pub(super) fn cpu_time_with_children(pid: u32) -> Result<Duration> {
-    cpu_time_of(pid, 4)
-}
-
-fn cpu_time_of(pid: u32, fields: usize) -> Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let ticks =
-        ticks(&text, fields).with_context(|| format!("{path} has another form: {text:?}"))?;
+    let ticks = ticks(&text).with_context(|| format!("{path} has another form: {text:?}"))?;
     // SAFETY: sysconf has no preconditions.
     let hertz = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     let hertz = u64::try_from(hertz).ok().filter(|&hertz| hertz > 0);
@@ -47,16 +34,12 @@ fn cpu_time_of(pid: u32, fields: usize) -> Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / hertz as f64))
 }
 
-/// The `count` fields of `/proc/PID/stat` from the 14th on: `utime`, `stime`, and the same of the
-/// children that were waited for (proc_pid_stat(5)).
-fn ticks(stat: &str, count: usize) -> Option<u64> {
+/// Fields 14 and 15 of `/proc/PID/stat`, `utime` and `stime` (proc_pid_stat(5)).
+fn ticks(stat: &str) -> Option<u64> {
     // The second field, the name, may hold blanks and parentheses; the last one closes it.
-    let fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-    let times: Vec<u64> = fields
-        .map_while(|field| field.parse().ok())
-        .take(count)
-        .collect();
-    (times.len() == count).then(|| times.iter().sum())
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let mut field = || fields.next()?.parse::<u64>().ok();
+    field()?.checked_add(field()?)
 }
 
 /// Whether a child has ended and was not waited for.
@@ -213,9 +196,8 @@ mod tests {
     #[test]
     fn times_are_found_behind_any_name() {
         let stat = "7 (a) 1 (b) R 1 7 7 0 -1 4194304 90 0 0 0 250 31 9 9 20 0 1 0 5 6 7";
-        assert_eq!(ticks(stat, 2), Some(281));
-        assert_eq!(ticks(stat, 4), Some(299));
-        assert_eq!(ticks("7 (a) R 1", 2), None);
+        assert_eq!(ticks(stat), Some(281));
+        assert_eq!(ticks("7 (a) R 1"), None);
         assert!(cpu_time(std::process::id()).is_ok());
     }
 

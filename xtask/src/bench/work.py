@@ -1,10 +1,10 @@
-"""What `cargo xtask bench` measures: `work.py block|busy|sleep|storm DEPTH ten|all`, under a stack of
+"""What `cargo xtask bench` measures: `work.py block|busy|turns|sleep|storm DEPTH ten|all`, under a stack of
 exactly DEPTH frames. `ten`: through ten functions in two files, which is what deep stacks look
 like; `all`: every frame another function. It ends with the process that started it.
 
 `block`: for each line of standard input, a number of seconds, does equal units of work for about so
-long and answers with the seconds that each unit took. `busy`: works until it is killed. `sleep`:
-waits. `storm`: forks children that end at once. Each says first that it is up, and under how many
+long and answers with the seconds that each unit took. `busy`: works until it is killed. `turns`:
+works for 2 ms of each second. `sleep`: waits. `storm`: forks children that end at once. Each says first that it is up, and under how many
 frames.
 
 `work.py brief SECONDS` works for so many seconds of its CPU, says how many they were, and ends.
@@ -63,6 +63,16 @@ def busy():
             x = x * 5 + 7 & 65535
 
 
+def turns():
+    up(sys._getframe())
+    while os.getppid() == PARENT:
+        end = time.process_time() + 0.002
+        while time.process_time() < end:
+            for _ in range(1 << 10):
+                pass
+        time.sleep(1)
+
+
 def sleep():
     up(sys._getframe())
     while os.getppid() == PARENT:
@@ -111,7 +121,7 @@ def each_its_own(between, leaf):
 def deep(mode, depth, shape):
     depth = int(depth)
     sys.setrecursionlimit(depth + 200)
-    leaf = {"block": blocks, "busy": busy, "sleep": sleep, "storm": storm}[mode]
+    leaf = {"block": blocks, "busy": busy, "turns": turns, "sleep": sleep, "storm": storm}[mode]
     # The module and the leaf are frames, too.
     return (ten if shape == "ten" else each_its_own)(depth - 2, leaf)
 

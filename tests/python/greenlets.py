@@ -1,5 +1,6 @@
 """Spins in a greenlet, whose stack begins anew: with a function, or with a generator when the first
-argument is `generator`. Prints one JSON line: `pid`, `stack` as in known_stack.py. Needs greenlet.
+argument is `generator`; with `gevent` in one of gevent's, after others of them that have switched.
+Prints one JSON line: `pid`, `stack` as in known_stack.py. Needs greenlet or gevent.
 """
 import json
 import os
@@ -40,6 +41,10 @@ def called():
 def start():
     if sys.argv[1:] == ["generator"]:
         greenlet.greenlet(list).switch(generated())
+    elif sys.argv[1:] == ["gevent"]:
+        import gevent
+        others = [gevent.spawn(gevent.sleep, 0.01 * number) for number in range(9)]
+        gevent.joinall(others + [gevent.spawn_later(0.05, called)])
     else:
         greenlet.greenlet(called).switch()
 

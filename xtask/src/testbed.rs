@@ -2,6 +2,7 @@
 //! cannot be had is reported by name, and its tests skip; the others are made all the same.
 
 mod freethreaded;
+mod frozen;
 mod greenlets;
 mod musl;
 mod packages;
@@ -19,7 +20,7 @@ use crate::setup::{cache, turn};
 /// A piece's name for the report, and how it is made. Quick and silent when it is there.
 type Piece = (&'static str, fn(&Path, &mut Apt) -> Result<()>);
 
-const PIECES: [Piece; 8] = [
+const PIECES: [Piece; 9] = [
     ("CPython 3.13, 3.14 and 3.15 of Debian sid", sid::prepare),
     (
         "runc, bubblewrap, a debug build and PyPy",
@@ -27,7 +28,8 @@ const PIECES: [Piece; 8] = [
     ),
     ("CPython 3.13 without a GIL", freethreaded::prepare),
     ("CPython 3.13 on musl", musl::prepare),
-    ("greenlet", greenlets::prepare),
+    ("greenlet and gevent", greenlets::prepare),
+    ("programs of PyInstaller and Nuitka", frozen::prepare),
     ("py-spy", readers::py_spy),
     ("go tool pprof", readers::pprof),
     ("speedscope", readers::speedscope),

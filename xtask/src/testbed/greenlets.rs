@@ -1,4 +1,5 @@
-//! greenlet for the Pythons of pyenv, `greenlet/3.N` in the cache folder: tests look at its stacks.
+//! greenlet and gevent for the Pythons of pyenv, `greenlet/3.N` and `gevent/3.N` in the cache folder:
+//! tests look at their stacks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,23 +13,24 @@ use crate::process::{quietly, say};
 /// The minor versions that it is made for.
 const MINORS: std::ops::RangeInclusive<u32> = 8..=13;
 
-/// Installs it where it is not; fails, with the reasons, when it can't be had for some of them.
+/// Installs them where they are not; fails, with the reasons, where they can't be had.
 pub(super) fn prepare(cache: &Path, _apt: &mut Apt) -> Result<()> {
     let mut failures = Vec::new();
-    for minor in MINORS {
-        let folder = cache.join(format!("greenlet/3.{minor}"));
+    let wanted = MINORS.flat_map(|minor| ["greenlet", "gevent"].map(|package| (minor, package)));
+    for (minor, package) in wanted {
+        let folder = cache.join(format!("{package}/3.{minor}"));
         let Some(python) = pyenv(minor) else {
             continue;
         };
-        if folder.join("greenlet").is_dir() {
+        if folder.join(package).is_dir() {
             continue;
         }
-        say(&format!("installing greenlet for CPython 3.{minor}"));
+        say(&format!("installing {package} for CPython 3.{minor}"));
         let mut command = Command::new(python);
         command.args(["-m", "pip", "install", "--quiet", "--only-binary=:all:"]);
-        command.arg("--target").arg(&folder).arg("greenlet");
+        command.arg("--target").arg(&folder).arg(package);
         if let Err(error) = quietly(&mut command) {
-            failures.push(format!("3.{minor}: {error:#}"));
+            failures.push(format!("{package} for 3.{minor}: {error:#}"));
         }
     }
     if !failures.is_empty() {
@@ -37,7 +39,8 @@ pub(super) fn prepare(cache: &Path, _apt: &mut Apt) -> Result<()> {
     Ok(())
 }
 
-fn pyenv(minor: u32) -> Option<PathBuf> {
+/// The program of pyenv's Python of this minor version.
+pub(super) fn pyenv(minor: u32) -> Option<PathBuf> {
     let prefix = format!("3.{minor}.");
     let versions = PathBuf::from(std::env::var_os("HOME")?).join(".pyenv/versions");
     let entries = fs::read_dir(versions).ok()?.flatten();

@@ -6,8 +6,9 @@ use bytemuck::Zeroable;
 use profiler_ebpf::python::Walk;
 use profiler_ebpf::{Frame, MAX_FRAMES, MAX_STEPS, Outcome, Sample, Stack};
 
-use crate::cpython;
-use crate::cpython::fuzz::interpreter;
+use crate::bpf;
+use crate::cpython::fuzz::{Input, interpreter};
+use crate::cpython::{self, code};
 use crate::sample::{Record, decode};
 use crate::target;
 
@@ -15,8 +16,9 @@ use crate::target;
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// All of them. `tests/data/fuzz` has a folder of inputs for each.
-pub const PARSERS: [Parser; 14] = [
+pub const PARSERS: [Parser; 16] = [
     ("accessors", cpython::fuzz::accessors),
+    ("captured", captured),
     ("cgroup", target::fuzz::cgroup),
     ("check", cpython::fuzz::check),
     ("code", cpython::fuzz::code),
@@ -27,6 +29,7 @@ pub const PARSERS: [Parser; 14] = [
     ("maps", cpython::fuzz::maps),
     ("mounts", target::fuzz::mounts),
     ("record", record),
+    ("sideband", bpf::fuzz::sideband),
     ("stat", target::fuzz::stat),
     ("text", cpython::fuzz::text),
     ("walk", walk),
@@ -44,6 +47,26 @@ fn record(bytes: &[u8]) {
     }
 }
 
+/// A code object in a record of the ring buffer, of the type that stands before it.
+fn captured(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let layout = input.layout();
+    let (kind, instruction) = (input.take::<u64>(), input.take());
+    let record = input.rest();
+    let Some(Record::Code(captured)) = decode(record) else {
+        return;
+    };
+    assert!(captured.bytes() <= size_of_val(&captured) + record.len());
+    let (at, identity) = (captured.address, captured.identity);
+    for read in [code::read, code::read_names] {
+        if let Ok(code) = read(&captured, &layout, kind, at, identity) {
+            let _any = (code.phantom(), code.lines.line(instruction));
+            // What is no ASCII takes up to three times as much as text of ours.
+            assert!(code.lines.bytes() <= record.len() && code.name.len() <= 3 * record.len());
+        }
+    }
+}
+
 /// The walk of the kernel program, over memory and addresses of any content.
 fn walk(bytes: &[u8]) {
     let (interpreter, control_block, memory) = interpreter(bytes);
@@ -57,7 +80,7 @@ fn walk(bytes: &[u8]) {
     let frames = walk.stack.frames as usize;
     assert!(frames <= MAX_FRAMES && walk.sample.gil <= 1);
     for frame in walk.frames[..frames].iter().take(3) {
-        let (code, identity) = (frame.code, frame.identity);
-        let _any = cpython::code::read(&memory, &layout, target.code_type, code, identity);
+        let (at, identity) = (frame.code, frame.identity);
+        let _any = code::read(&memory, &layout, target.code_type, at, identity);
     }
 }

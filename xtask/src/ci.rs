@@ -56,7 +56,10 @@ fn prepare() -> Result<()> {
 }
 
 fn format() -> Result<()> {
-    openly(cargo().args(["fmt", "--all", "--check"]))
+    openly(cargo().args(["fmt", "--all", "--check"]))?;
+    // Apart from the workspace.
+    let fuzz = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/Cargo.toml");
+    openly(cargo().args(["fmt", "--check", "--manifest-path", fuzz]))
 }
 
 fn lints() -> Result<()> {

@@ -2,6 +2,7 @@
 //! It knows bytes and numbers; what a record means is `sample`'s.
 
 mod btf;
+pub(crate) mod fuzz;
 mod log;
 mod memlock;
 pub mod namespace;

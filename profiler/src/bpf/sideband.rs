@@ -2,7 +2,7 @@
 //! nothing: one event and one small ring for each CPU. Costs no system call of anybody anything; a
 //! process is named by its pid in our own PID namespace. What a mapping means is `target`'s.
 
-mod record;
+pub(super) mod record;
 mod ring;
 
 use std::{

@@ -10,7 +10,7 @@ const MODE_USER: u16 = 2;
 /// `PERF_RECORD_MISC_MMAP_BUILD_ID`: a build id in the place of the file's numbers, if asked for.
 const HAS_BUILD_ID: u16 = 1 << 14;
 /// Most bytes of a path that are kept (`PATH_MAX`).
-const PATH_MAX: usize = 4096;
+pub(in super::super) const PATH_MAX: usize = 4096;
 
 /// Which file was mapped, as its file system knows it. Not what `stat` says of it everywhere: on
 /// btrfs and overlayfs the device differs.
@@ -39,7 +39,7 @@ pub struct Mapping {
 
 /// What a record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Record {
+pub(in super::super) enum Record {
     Mapped(Mapping),
     /// So many records found no room.
     Lost(u64),
@@ -48,7 +48,7 @@ pub(super) enum Record {
 }
 
 /// Reads one record; `None` when it is broken.
-pub(super) fn parse(bytes: &[u8]) -> Option<Record> {
+pub(in super::super) fn parse(bytes: &[u8]) -> Option<Record> {
     let mut rest = bytes;
     let kind = u32::from_ne_bytes(take(&mut rest)?);
     let misc = u16::from_ne_bytes(take(&mut rest)?);

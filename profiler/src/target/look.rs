@@ -210,3 +210,37 @@ fn is_whole(pid: Pid, interpreter: &Interpreter) -> bool {
         && ProcessMemory::new(pid).read(interpreter.target.interpreters, &mut head)
         && head != [0; 8]
 }
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::Layout;
+
+    use super::*;
+    use crate::cpython::Version;
+
+    #[test]
+    fn an_interpreter_is_whole_once_it_is_up_and_was_checked() {
+        let heads = [0_u64, 0x1000];
+        let whole = |checked, head: *const u64| {
+            let interpreter = Interpreter {
+                version: Version {
+                    major: 3,
+                    minor: 12,
+                    micro: 1,
+                },
+                layout: Layout::default(),
+                target: Target {
+                    interpreters: head as u64,
+                    ..Target::default()
+                },
+                checked,
+                remarks: Vec::new(),
+            };
+            is_whole(std::process::id(), &interpreter)
+        };
+        assert!(whole(true, &raw const heads[1]));
+        assert!(!whole(false, &raw const heads[1]), "it has no frame yet");
+        assert!(!whole(true, &raw const heads[0]), "it has no interpreter");
+        assert!(!whole(true, std::ptr::null()), "it is gone");
+    }
+}

@@ -49,10 +49,15 @@ class Worker(threading.Thread):
         threading.Event().wait()
 for name in ['größe', '労働者', 'plain', 'x' * 256]:
     Worker(name)
-named = threading.Thread(target=lambda: (names.update({tid(): 'late'}), threading.Event().wait()))
+told = threading.Event()
+def late():
+    names[tid()] = 'late'
+    told.set()
+    threading.Event().wait()
+named = threading.Thread(target=late)
 named.daemon = True
 named.start()
-while 'late' not in names.values(): pass
+told.wait()
 vars(named)['_name'] = 'late'
 
 def say(frame):

@@ -196,7 +196,10 @@ impl Walk {
         }
         let identity = match self.identities.of(memory, layout, target.code_type, code) {
             Ok(identity) => identity,
-            Err(CodeFault::Unreadable) if !torn_calls => {
+            Err(fault)
+                if fault == CodeFault::NoIdentity
+                    || fault == CodeFault::Unreadable && !torn_calls =>
+            {
                 self.unproven += 1;
                 0
             }

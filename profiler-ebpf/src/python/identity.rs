@@ -23,8 +23,12 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Why a code object gave no identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeFault {
-    /// It, or a string that identifies it, could not be read.
+    /// It could not be read.
     Unreadable,
+    /// It is code, as far as its type was looked at, but not all of what identifies it could be
+    /// read. The kernel takes pages away for a while, to move them to larger ones, and at low
+    /// priority: on a busy CPU what the process does not use itself stays away for a second.
+    NoIdentity,
     /// What lies there is not a code object.
     NotCode,
 }
@@ -155,8 +159,8 @@ fn read_identity<M: Memory>(
     }
     let name = word(bytes, layout.code_name);
     let file = word(bytes, layout.code_filename);
-    let hash = name_hash(memory, layout, name).ok_or(CodeFault::Unreadable)?;
-    let digest = file_digest(file).ok_or(CodeFault::Unreadable)?;
+    let hash = name_hash(memory, layout, name).ok_or(CodeFault::NoIdentity)?;
+    let digest = file_digest(file).ok_or(CodeFault::NoIdentity)?;
     Ok(pointer_identity(layout, bytes, hash ^ digest))
 }
 
@@ -195,7 +199,7 @@ fn read_code<M: Memory>(
     }
     // Version 0: static code, or made after the counter had overflowed.
     if versioned && !read_part(memory, code, end, layout.code_span, into) {
-        return Err(CodeFault::Unreadable);
+        return Err(CodeFault::NoIdentity);
     }
     Ok(false)
 }

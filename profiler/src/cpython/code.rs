@@ -57,7 +57,7 @@ impl fmt::Display for Reason {
 impl From<CodeFault> for Reason {
     fn from(fault: CodeFault) -> Reason {
         match fault {
-            CodeFault::Unreadable => Reason::Unreadable,
+            CodeFault::Unreadable | CodeFault::NoIdentity => Reason::Unreadable,
             CodeFault::NotCode => Reason::NotCode,
         }
     }
@@ -135,7 +135,7 @@ fn read_if_same(
     match identity(memory, layout, code_type, address) {
         Ok(after) if after == before && lives(memory, layout, address) => code,
         Ok(_) | Err(CodeFault::NotCode) => Err(Reason::Replaced),
-        Err(CodeFault::Unreadable) => Err(Reason::Unreadable),
+        Err(CodeFault::Unreadable | CodeFault::NoIdentity) => Err(Reason::Unreadable),
     }
 }
 

@@ -197,7 +197,7 @@ fn what_can_t_be_read_has_none() {
                     .write_word(code + u64::from(field), 0x7000_0000);
             });
             let found = identity(&without.memory, &without.layout, kind, code);
-            assert_eq!(found, Err(CodeFault::Unreadable), "{build}");
+            assert_eq!(found, Err(CodeFault::NoIdentity), "{build}");
         }
     }
 }

@@ -163,6 +163,44 @@ fn elsewhere_a_code_object_that_is_not_there_costs_only_its_identity() {
     }
 }
 
+/// The kernel takes memory away from a process for a while, to move it to larger pages; what the
+/// process does not use at the time stays away for long.
+#[test]
+fn a_code_object_whose_name_is_not_there_costs_only_its_identity() {
+    for build in BUILDS {
+        if Recording::load(build).layout.code_version != 0 {
+            continue;
+        }
+        let take_name = |recording: &mut Recording, chain: &[Link], at: usize| {
+            let name = chain[at].code + u64::from(recording.layout.code_name);
+            recording.memory.write_word(name, HOLE);
+        };
+        each_frame(build, take_name, |walk, whole, place| {
+            // Others may be of the same code object.
+            let code = whole[place].code;
+            let places = (0..whole.len()).filter(|&place| whole[place].code == code);
+            assert_eq!(
+                walk.unproven as usize,
+                places.count(),
+                "{build} frame {place}"
+            );
+            assert_eq!(outcome(walk), Outcome::Complete, "{build} frame {place}");
+            for (seen, whole) in frames(walk).iter().zip(whole) {
+                let identity = if whole.code == code {
+                    0
+                } else {
+                    whole.identity
+                };
+                assert_eq!(
+                    (seen.code, seen.identity),
+                    (whole.code, identity),
+                    "{build}"
+                );
+            }
+        });
+    }
+}
+
 #[test]
 fn what_is_no_code_object_gets_no_name() {
     for build in BUILDS {

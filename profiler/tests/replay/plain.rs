@@ -65,6 +65,7 @@ pub(crate) fn plain(recording: &Recording, newest: u64) -> (Outcome, Vec<Frame>)
         let code = word(layout.frame_code) & !7;
         let torn = layout.flags & layout_flags::TORN_CALLS != 0;
         let identity = match identity(memory, layout, target.code_type, code) {
+            Err(CodeFault::NoIdentity) => 0,
             Err(CodeFault::Unreadable) if !torn => 0,
             Err(_) => return fault(frames, Outcome::UnreadableCode, Outcome::TruncatedCode),
             Ok(identity) => identity,

@@ -37,6 +37,8 @@ mount -t tmpfs shm /system/dev/shm
 mount -t tracefs trace $sys/kernel/tracing
 mount -t bpf bpf $sys/fs/bpf
 mount -t cgroup2 cgroup $sys/fs/cgroup
+# What the kernel moves to larger pages is away meanwhile; here, where all is slow, for a second.
+echo never > $sys/kernel/mm/transparent_hugepage/enabled
 ip link set lo up
 hostname guest
 : > /system/mnt/up

@@ -28,6 +28,8 @@ const RING_FULL: &str = "pyebpf did not get to read its buffer in time: give it 
      `--buffer 64M`, more of a CPU with `nice -n -10 pyebpf …`, or take fewer samples with `--rate`";
 const READ_LATE: &str = "they were read seconds after their process had ended, on a machine that is \
      overloaded: take fewer samples with `--rate`, or give pyebpf more of a CPU with `nice -n -10`";
+const NOT_LOOKED: &str = "a Python that begins is walked once pyebpf has seen what it is: short scripts \
+     on busy CPUs lose their beginning; give pyebpf more of a CPU with `nice -n -10 pyebpf …`";
 const FORGOTTEN_STACK: &str = "pyebpf had no memory left for so many different stacks: name fewer \
      processes with `--pid`, or take fewer samples with `--rate`";
 const TARGETS_FULL: &str =
@@ -130,7 +132,8 @@ impl Tally {
                     true => counts.counter(Counter::NotLooked),
                     false => self.not_looked,
                 },
-                None,
+                // Where processes are named these may be of any program that they began.
+                (!named).then_some(NOT_LOOKED),
             ),
             loss(
                 "not_python",
@@ -254,9 +257,11 @@ impl Tally {
             line(format_args!("{notice}"));
         }
         if profile.is_empty() {
-            line(format_args!(
-                "the profile is empty: no Python code ran that pyebpf could see"
-            ));
+            let why = match self.not_looked {
+                0 => "no Python code ran that pyebpf could see",
+                _ => "what ran of Python was gone before pyebpf had looked at it",
+            };
+            line(format_args!("the profile is empty: {why}"));
             return text;
         }
         line(format_args!("hottest functions by own time:"));

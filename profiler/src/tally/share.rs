@@ -112,6 +112,17 @@ mod tests {
     }
 
     #[test]
+    fn what_ran_before_it_was_looked_at_is_no_whole_stack_either() {
+        let mut tally = tally(&[(Outcome::Complete, 75)]);
+        tally.not_looked = 25;
+        let share = tally.share(&Counts::default(), false);
+        assert_eq!(share.percent(), 75.0);
+        assert!(share.advice().unwrap().contains("short scripts"));
+        // Of named processes it is not known that they are of Python.
+        assert_eq!(tally.share(&Counts::default(), true).percent(), 100.0);
+    }
+
+    #[test]
     fn nothing_at_all_needs_no_advice() {
         let share = Tally::default().share(&Counts::default(), true);
         assert_eq!((share.percent(), share.advice()), (100.0, None));

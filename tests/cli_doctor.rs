@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{fails, folder, gone, run};
 
 /// Every fact about a machine; their names stay.
-const FACTS: [&str; 18] = [
+const FACTS: [&str; 19] = [
     "bpf_helpers",
     "bpf_jit",
     "bpf_maps",
@@ -28,6 +28,7 @@ const FACTS: [&str; 18] = [
     "perf_paranoid",
     "pid_namespace",
     "privileges",
+    "ptrace_scope",
     "unprivileged_bpf",
     "virtual_machine",
 ];
@@ -59,10 +60,10 @@ fn every_fact_has_a_verdict_and_each_failure_what_mends_it() {
     assert_eq!(report["processes"][0]["process"]["verdict"], "fail");
 }
 
-#[test]
-fn without_privileges_it_tells_what_it_can() {
-    if !can_profile("without_privileges_it_tells_what_it_can") {
-        return;
+/// What it tells a person whom `setpriv` took privileges from.
+fn told_without(test: &str, privileges: &[&str]) -> Option<String> {
+    if !can_profile(test) {
+        return None;
     }
     let folder = folder();
     // The user must reach the program.
@@ -72,14 +73,19 @@ fn without_privileges_it_tells_what_it_can() {
         fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("it is ours");
     }
     let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .args(["--inh-caps=-all", "--bounding-set=-all"])
-        .arg(&copy)
-        .arg("doctor");
+    command.args(privileges).arg(&copy).arg("doctor");
     let ended = run(&mut command);
     assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
-    let text = String::from_utf8(ended.stdout).expect("text");
+    Some(String::from_utf8(ended.stdout).expect("text"))
+}
+
+#[test]
+fn without_privileges_it_tells_what_it_can() {
+    const TEST: &str = "without_privileges_it_tells_what_it_can";
+    let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let Some(text) = told_without(TEST, &user) else {
+        return;
+    };
     for expected in [
         "FAIL  privileges        pyebpf needs root",
         "→ run `sudo pyebpf …`",
@@ -89,4 +95,16 @@ fn without_privileges_it_tells_what_it_can() {
     ] {
         assert!(text.contains(expected), "{expected:?} is not in:\n{text}");
     }
+}
+
+#[test]
+fn root_of_a_container_is_not_told_to_use_sudo() {
+    const TEST: &str = "root_of_a_container_is_not_told_to_use_sudo";
+    let bound = ["--inh-caps=-all", "--bounding-set=-all"];
+    let Some(text) = told_without(TEST, &bound) else {
+        return;
+    };
+    assert!(text.contains("root here lacks CAP_BPF"), "{text}");
+    assert!(text.contains("docker run --cap-add BPF"), "{text}");
+    assert!(!text.contains("`sudo pyebpf"), "{text}");
 }

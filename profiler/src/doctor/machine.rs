@@ -11,10 +11,8 @@ use crate::preflight::{self, Checked, Facts};
 
 /// The rate of a recording where none is asked for.
 const USUAL_RATE: u32 = 99;
-/// include/uapi/linux/capability.h.
-const CAP_DAC_READ_SEARCH: u32 = 2;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_CHECKPOINT_RESTORE: u32 = 40;
+/// Yama's setting of who may look into whom: Documentation/admin-guide/LSM/Yama.rst.
+const PTRACE_SCOPE: &str = "/proc/sys/kernel/yama/ptrace_scope";
 
 /// Looks at all of it.
 ///
@@ -29,6 +27,8 @@ pub fn look() -> anyhow::Result<Section> {
         .map(|(key, check)| preflight_finding(key, check, &facts))
         .collect();
     findings.push(other_users(&facts));
+    let scope = fs::read_to_string(PTRACE_SCOPE).ok();
+    findings.push(ptrace_scope(scope.as_deref()));
     findings.push(lockdown());
     findings.push(max_sample_rate());
     findings.extend([
@@ -98,25 +98,45 @@ fn preflight_finding(key: &'static str, check: Checked, facts: &Facts) -> Findin
 /// What is needed for the files of other users' processes.
 fn other_users(facts: &Facts) -> Finding {
     const KEY: &str = "other_users";
-    let mut lacks = Vec::new();
-    if !facts.has(CAP_DAC_READ_SEARCH) {
-        lacks.push("CAP_DAC_READ_SEARCH");
-    }
-    if !facts.has(CAP_SYS_ADMIN) && !facts.has(CAP_CHECKPOINT_RESTORE) {
-        lacks.push("CAP_CHECKPOINT_RESTORE");
-    }
+    let mut lacks = vec![
+        preflight::CAP_DAC_READ_SEARCH,
+        preflight::CAP_CHECKPOINT_RESTORE,
+    ];
+    lacks.retain(|&one| !facts.has(one));
     if lacks.is_empty() {
         return Finding::ok(KEY, "their processes and files can be looked at");
     }
+    let names: Vec<&str> = lacks.iter().map(|&(_, name)| name).collect();
     Finding::warn(
         KEY,
         format!(
             "without {} processes of other users, or whose files were replaced, may not be \
              recognised",
-            lacks.join(" and ")
+            names.join(" and ")
         ),
-        "run `sudo pyebpf …`",
+        facts.way_to(&lacks),
     )
+}
+
+/// Whether Yama lets a process with CAP_SYS_PTRACE read others' memory.
+fn ptrace_scope(setting: Option<&str>) -> Finding {
+    const KEY: &str = "ptrace_scope";
+    let Some(text) = setting.map(str::trim) else {
+        return Finding::ok(KEY, format!("no {PTRACE_SCOPE}: nothing is forbidden"));
+    };
+    match text.parse::<u32>() {
+        Ok(scope @ 0..=2) => {
+            Finding::ok(KEY, format!("{scope}: of no matter to CAP_SYS_PTRACE")).with(scope)
+        }
+        Ok(scope) => Finding::fail(
+            KEY,
+            format!("{scope}: nobody may read another process's memory, not even root"),
+            "it can't be lowered: set `kernel.yama.ptrace_scope=2` or less in `/etc/sysctl.d` and \
+             reboot",
+        )
+        .with(scope),
+        Err(_) => Finding::unknown(KEY, format!("{PTRACE_SCOPE} says {text:?}")),
+    }
 }
 
 fn lockdown() -> Finding {
@@ -214,10 +234,22 @@ mod tests {
     }
 
     #[test]
+    fn only_yama_s_highest_setting_binds_root() {
+        let verdict = |setting| ptrace_scope(setting).verdict;
+        assert_eq!(verdict(None), Verdict::Ok);
+        assert_eq!(verdict(Some("2\n")), Verdict::Ok);
+        assert_eq!(verdict(Some("3\n")), Verdict::Fail);
+        assert_eq!(verdict(Some("x")), Verdict::Unknown);
+    }
+
+    #[test]
     fn what_preflight_refuses_fails_with_its_words() {
         let facts = Facts {
             release: "4.19.0".to_owned(),
             capabilities: 0,
+            bounding: 0,
+            no_new_privileges: false,
+            initial_user_namespace: true,
             user: 1000,
             has_btf: false,
             pid_namespace: 7,

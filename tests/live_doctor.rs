@@ -106,6 +106,93 @@ fn doctor_says_what_a_process_is_that_it_can_not_help() {
 }
 
 #[test]
+fn doctor_says_in_which_state_a_process_is() {
+    const TEST: &str = "doctor_says_in_which_state_a_process_is";
+    if !can_profile(TEST) {
+        return;
+    }
+    let spawn = |program: &str| Command::new(program).arg("60").spawn();
+    let mut stopped = spawn("sleep").expect("sleep starts");
+    let mut ended = spawn("true").expect("true starts");
+    signal(stopped.id(), libc::SIGSTOP);
+    await_state(stopped.id(), 'T');
+    await_state(ended.id(), 'Z');
+    // In the machine's PID namespace the second process is the kernel's.
+    let kernel = std::fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n");
+    let result = doctor(&[stopped.id(), ended.id(), 2]);
+    stopped.kill().expect("it is there");
+    stopped.wait().expect("it ends");
+    ended.wait().expect("it has ended");
+    let (_, report) = result.expect("doctor reports");
+    let told = |at: usize, key: &str, what: &str| {
+        let fact = &report["processes"][at][key];
+        let text = fact[what].as_str().unwrap_or_default().to_owned();
+        assert!(!fact.is_null(), "no {key}: {report:#}");
+        text
+    };
+    assert!(told(0, "state", "seen").starts_with("stopped by a signal"));
+    assert!(told(0, "state", "mend").contains("kill -CONT"));
+    let parent = format!("its parent, process {}", std::process::id());
+    assert!(told(1, "process", "seen").contains(&parent), "{report:#}");
+    if !kernel {
+        return skip(TEST, "process 2 is not the kernel's here");
+    }
+    assert!(told(2, "process", "seen").contains("thread of the kernel"));
+    assert_eq!(told(2, "process", "mend"), "", "{report:#}");
+}
+
+#[test]
+fn a_recording_of_a_stopped_process_says_so() {
+    const TEST: &str = "a_recording_of_a_stopped_process_says_so";
+    if !can_profile(TEST) {
+        return;
+    }
+    let Some(python) = pythons::any(TEST) else {
+        return;
+    };
+    let _turn = turn();
+    let target = python.start(&["known_stack.py"]).expect("it starts");
+    signal(target.pid, libc::SIGSTOP);
+    await_state(target.pid, 'T');
+    let pid = target.pid.to_string();
+    let mut command = pyebpf(&[
+        "record",
+        "-d",
+        "1",
+        "-o",
+        "/dev/null",
+        "-f",
+        "raw",
+        "-p",
+        &pid,
+    ]);
+    let ended = Running::start(&mut command).and_then(Running::wait);
+    signal(target.pid, libc::SIGCONT);
+    let said = ended.expect("it ends").stderr;
+    let mend = format!("`kill -CONT {pid}`");
+    assert!(
+        said.contains("is stopped by a signal") && said.contains(&mend),
+        "{said}"
+    );
+}
+
+fn signal(pid: u32, number: i32) {
+    // SAFETY: a system call without memory of ours; the process is our child, not waited for yet.
+    unsafe { libc::kill(pid as i32, number) };
+}
+
+/// Waits until a child is in this state of proc_pid_stat(5).
+fn await_state(pid: u32, state: char) {
+    let is_there = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a child has one");
+        stat.contains(&format!(") {state} "))
+    };
+    while !is_there() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn doctor_names_the_version_of_a_python_that_is_refused() {
     const TEST: &str = "doctor_names_the_version_of_a_python_that_is_refused";
     if !can_profile(TEST) {

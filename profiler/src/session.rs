@@ -158,6 +158,7 @@ impl Session {
         self.drain_last(signals).await;
         self.recorder.take_waiting(&self.targets);
         self.recorder.name_threads(&self.targets);
+        self.targets.notice_standstills();
         self.take_notices();
         self.recorder.tally.not_looked = self.targets.missed();
         self.recorder.tally.events_lost = self.targets.events_lost();

@@ -2,6 +2,7 @@
 //! processes, each with a verdict and, where something is missing, the command that mends it. Shown
 //! to a person or as JSON. Nothing here changes the machine.
 
+mod denied;
 pub mod machine;
 pub mod process;
 pub mod program;

@@ -4,10 +4,11 @@ use std::fs;
 
 use serde_json::json;
 
-use super::{Finding, Section, printable, stacks};
+use super::{Finding, Section, Verdict, denied, printable, stacks};
 use crate::{
     cpython::{self, Binaries, Detection, Interpreter, origin::Origin},
-    target::{self, Cgroups, Pid},
+    preflight::Facts,
+    target::{self, Cgroups, Condition, Pid},
 };
 
 /// Most frames of the first stack, and most threads, that a person is shown.
@@ -27,15 +28,14 @@ pub fn look(pid: Pid) -> Section {
 }
 
 fn gather(pid: Pid, findings: &mut Vec<Finding>) {
-    if !target::exists(pid) {
-        findings.push(
-            Finding::fail(
-                "process",
-                "does not exist",
-                "`pgrep -a python` lists those that run Python",
-            )
-            .with(pid),
-        );
+    let condition = Condition::of(pid);
+    if let Some(obstacle) = condition.obstacle() {
+        let absent = Finding::new("process", Verdict::Fail, obstacle).with(pid);
+        findings.push(match condition {
+            // Whoever names one knows that it is no program.
+            Condition::Kernel => absent,
+            _ => absent.mended_by("`pgrep -a python` lists those that run Python"),
+        });
         return;
     }
     if let Some(process) = target::process_of_thread(pid) {
@@ -56,11 +56,14 @@ fn gather(pid: Pid, findings: &mut Vec<Finding>) {
             let path = printable(&path.to_string_lossy());
             findings.push(Finding::info("executable", &path).with(path.as_str()));
         }
-        Err(error) => findings.push(Finding::warn(
+        // Whatever is in the way is in the way of all that follows, which says what to do.
+        Err(error) => findings.push(Finding::unknown(
             "executable",
             format!("cannot be told: {error}"),
-            format!("run `sudo pyebpf doctor --pid {pid}`"),
         )),
+    }
+    if let Some((what, mend)) = condition.standstill(pid) {
+        findings.push(Finding::warn("state", what, mend));
     }
     if let Some(finding) = container(pid) {
         findings.push(finding);
@@ -70,7 +73,7 @@ fn gather(pid: Pid, findings: &mut Vec<Finding>) {
         Err(error) => findings.push(Finding::fail(
             "python",
             format!("cannot look at process {pid}: {error:#}"),
-            format!("run `sudo pyebpf doctor --pid {pid}`"),
+            denied::mend(pid, &error, Facts::gather().ok().as_ref()),
         )),
         Ok(Detection::NotPython) => findings.push(Finding::fail(
             "python",

@@ -33,7 +33,7 @@ use files::Files;
 pub use groups::{Ambiguous, Groups};
 use incarnations::Incarnations;
 pub use incarnations::{About, Incarnation};
-pub use process::{Pid, command_line, exists, process_of_thread};
+pub use process::{Condition, Pid, command_line, exists, process_of_thread};
 
 /// How often a look at a process that runs may fail before it is given up until the next event.
 const TRIES: u32 = 5;
@@ -109,8 +109,8 @@ impl Targets {
     /// # Errors
     /// When there is no such process, or it is no Python that pyebpf knows: the message says which.
     pub fn add_named(&mut self, kernel: &mut Kernel, pid: Pid) -> Result<()> {
-        if !exists(pid) {
-            bail!("process {pid} does not exist: `pgrep -a python` lists those that run Python");
+        if let Some(obstacle) = Condition::of(pid).obstacle() {
+            bail!("process {pid} {obstacle}: `pgrep -a python` lists those that run Python");
         }
         if let Some(process) = process_of_thread(pid) {
             bail!("{pid} is a thread of process {process}: use `--pid {process}`");
@@ -222,6 +222,18 @@ impl Targets {
     /// What there is to tell the user since the last call.
     pub fn take_notices(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notices)
+    }
+
+    /// Tells the user, at the end of a recording, which of the processes that were named stand still.
+    pub fn notice_standstills(&mut self) {
+        let mut pids: Vec<Pid> = self.followed.iter().copied().collect();
+        pids.sort_unstable();
+        for pid in pids {
+            if let Some((what, mend)) = Condition::of(pid).standstill(pid) {
+                let name = process::name(pid);
+                self.notice(format!("process {pid} ({name}) is {what}; {mend}"));
+            }
+        }
     }
 
     fn notice(&mut self, text: String) {

@@ -10,10 +10,69 @@ pub type Pid = u32;
 /// Most bytes of a command line that are kept.
 const COMMAND_LINE_MAX: usize = 512;
 
-/// Whether the process runs: it is there and has not ended as a zombie.
+/// Whether something runs under an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// There is no such process.
+    Gone,
+    /// It has ended, and its parent, of this id, has not asked for its exit status. An id of 0 is a
+    /// parent outside of our own PID namespace.
+    Ended {
+        parent: Pid,
+    },
+    /// A thread of the kernel: no program, no memory of its own.
+    Kernel,
+    /// Stopped by a signal; or by the one that debugs it.
+    Stopped {
+        debugged: bool,
+    },
+    Runs,
+}
+
+impl Condition {
+    /// That of process `pid` now.
+    pub fn of(pid: Pid) -> Condition {
+        stat(pid).map_or(Condition::Gone, |stat| stat.condition())
+    }
+
+    /// Why nothing of Python can run under that id, as the rest of a sentence; `None` when it can.
+    pub fn obstacle(self) -> Option<String> {
+        match self {
+            Condition::Gone => Some("does not exist".to_owned()),
+            Condition::Ended { parent: 0 } => {
+                Some("has ended; its parent, outside of this PID namespace, must take note".into())
+            }
+            Condition::Ended { parent } => Some(format!(
+                "has ended and waits for its parent, process {parent} ({}), to take note",
+                name(parent)
+            )),
+            Condition::Kernel => Some("is a thread of the kernel, which runs no Python".into()),
+            Condition::Stopped { .. } | Condition::Runs => None,
+        }
+    }
+
+    /// That no sample of process `pid` can be taken now, and what mends it; `None` when one can.
+    pub fn standstill(self, pid: Pid) -> Option<(&'static str, String)> {
+        match self {
+            Condition::Stopped { debugged: false } => Some((
+                "stopped by a signal: it is not sampled while it is",
+                format!("`kill -CONT {pid}` lets it go on"),
+            )),
+            Condition::Stopped { debugged: true } => Some((
+                "stopped by its debugger: it is not sampled while it is",
+                format!("let it go on: `grep TracerPid /proc/{pid}/status` tells by which"),
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the process is there and has not ended as a zombie.
 pub fn exists(pid: Pid) -> bool {
-    // Z: ended, not waited for yet; X: dead (proc_pid_stat(5)).
-    stat(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+    !matches!(
+        Condition::of(pid),
+        Condition::Gone | Condition::Ended { .. }
+    )
 }
 
 /// The process's name as `ps` shows it, or `?` when it is gone.
@@ -100,14 +159,35 @@ pub(super) struct Stat {
     comm: String,
     state: char,
     parent: Pid,
+    /// As the kernel has them: `PF_…` of include/linux/sched.h.
+    flags: u32,
+}
+
+/// The flag of a thread of the kernel: `PF_KTHREAD`, include/linux/sched.h, the same since 2.6.27.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+impl Stat {
+    fn condition(&self) -> Condition {
+        // The letters of proc_pid_stat(5). X and x: dead, seen while it is taken away.
+        match self.state {
+            'X' | 'x' => Condition::Gone,
+            'Z' => Condition::Ended {
+                parent: self.parent,
+            },
+            _ if self.flags & PF_KTHREAD != 0 => Condition::Kernel,
+            'T' => Condition::Stopped { debugged: false },
+            't' => Condition::Stopped { debugged: true },
+            _ => Condition::Runs,
+        }
+    }
 }
 
 fn stat(pid: Pid) -> Option<Stat> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// The pid, the name in parentheses, the state, the parent's pid, and more (proc_pid_stat(5)). A name
-/// may hold parentheses, blanks and bytes that are no text: what closes it is the last parenthesis.
+/// The pid, the name in parentheses, the state, the parent's pid, four ids, the flags, and more
+/// (proc_pid_stat(5)). A name may hold parentheses, blanks and bytes that are no text: what closes it is the last parenthesis.
 pub(super) fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     let text = String::from_utf8_lossy(bytes);
     let (head, rest) = text.rsplit_once(')')?;
@@ -117,6 +197,7 @@ pub(super) fn parse_stat(bytes: &[u8]) -> Option<Stat> {
         comm: comm.to_owned(),
         state: fields.next()?.chars().next()?,
         parent: fields.next()?.parse().ok()?,
+        flags: fields.nth(4)?.parse().ok()?,
     })
 }
 
@@ -162,9 +243,9 @@ mod tests {
 
     #[test]
     fn a_name_is_whatever_the_process_says() {
-        let stat = parse_stat(b"7 (a) b (\xff) S 3 7 7 0\n").unwrap();
+        let stat = parse_stat(b"7 (a) b (\xff) S 3 7 7 0 -1 4194560 0\n").unwrap();
         assert_eq!(stat.comm, "a) b (\u{fffd}");
-        assert_eq!((stat.state, stat.parent), ('S', 3));
+        assert_eq!((stat.state, stat.parent, stat.flags), ('S', 3, 4194560));
         // The kernel writes whole lines; whatever else it wrote would be no process.
         for cut in [
             &b""[..],
@@ -174,9 +255,39 @@ mod tests {
             b"7 (a) S",
             b")(",
             b"7 (a) S -1",
+            b"7 (a) S 3 7 7 0 -1",
         ] {
             assert_eq!(parse_stat(cut), None, "{cut:?}");
         }
+    }
+
+    #[test]
+    fn a_state_is_told_apart_from_running() {
+        let condition = |rest: &str| {
+            let line = format!("7 (a) {rest} 0\n");
+            parse_stat(line.as_bytes()).unwrap().condition()
+        };
+        for (rest, expected) in [
+            ("R 3 7 7 0 -1 4194560", Condition::Runs),
+            ("D 3 7 7 0 -1 4194560", Condition::Runs),
+            ("Z 3 7 7 0 -1 4194560", Condition::Ended { parent: 3 }),
+            ("X 3 7 7 0 -1 4194560", Condition::Gone),
+            (
+                "T 3 7 7 0 -1 4194560",
+                Condition::Stopped { debugged: false },
+            ),
+            (
+                "t 3 7 7 0 -1 4194560",
+                Condition::Stopped { debugged: true },
+            ),
+            // kthreadd and one of its children.
+            ("S 0 0 0 0 -1 2129984", Condition::Kernel),
+            ("I 2 0 0 0 -1 69238880", Condition::Kernel),
+        ] {
+            assert_eq!(condition(rest), expected, "{rest}");
+        }
+        assert_eq!(Condition::of(u32::MAX), Condition::Gone);
+        assert_eq!(Condition::of(std::process::id()), Condition::Runs);
     }
 
     #[test]

@@ -82,6 +82,29 @@ fn doctor_knows_every_python_and_its_stack() {
 }
 
 #[test]
+fn doctor_names_the_c_library_and_the_control_group() {
+    const TEST: &str = "doctor_names_the_c_library_and_the_control_group";
+    if !can_profile(TEST) {
+        return;
+    }
+    let told = |python: &Python| {
+        let target = python.start(&["known_stack.py"])?;
+        let (_, report) = doctor(&[target.pid])?;
+        let process = &report["processes"][0];
+        let path = process["cgroup"]["value"].as_str();
+        ensure!(path.is_some_and(|path| path.starts_with('/')), "{process}");
+        let build = process["build"]["value"].as_array();
+        Ok(build.context("no build")?.clone())
+    };
+    let pythons = [(pythons::any(TEST), "glibc"), (pythons::musl(TEST), "musl")];
+    for (python, library) in pythons {
+        let Some(python) = python else { continue };
+        let build = told(&python).expect("doctor reports");
+        assert!(build.contains(&Value::from(library)), "{build:?}");
+    }
+}
+
+#[test]
 fn doctor_says_what_a_process_is_that_it_can_not_help() {
     const TEST: &str = "doctor_says_what_a_process_is_that_it_can_not_help";
     if !can_profile(TEST) {

@@ -20,7 +20,7 @@ pub struct Origin {
     pub library: bool,
     /// What told that the file is a CPython.
     pub root: &'static str,
-    /// The C library that is mapped: `glibc`, `musl`, or none when it is linked statically.
+    /// The C library: `glibc`, `musl`, or none when neither its file nor its layout tells.
     pub c_library: Option<&'static str>,
 }
 
@@ -46,7 +46,8 @@ pub fn origin(
     interpreter: &Interpreter,
 ) -> Result<Option<Origin>> {
     let files = mappings::executable_files(pid)?;
-    let c_library = files.iter().find_map(|mapping| c_library(&mapping.path));
+    let paths = files.iter().map(|mapping| mapping.path.as_str());
+    let c_library = c_library(interpreter.layout.flags, paths);
     let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     let mut found = Runtimes::of(pid, binaries)?.runtimes.into_iter();
     let at = |runtime: &Runtime| runtime.interpreter.target.interpreters;
@@ -63,7 +64,16 @@ pub fn origin(
 /// What the kernel appends to the name of a file that is no longer there.
 const DELETED: &str = " (deleted)";
 
-fn c_library(path: &str) -> Option<&'static str> {
+/// What threads are laid out as comes first: musl's file may be any `libc.so`, or none when it is
+/// linked in.
+fn c_library<'a>(flags: u32, mut paths: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    match flags & layout_flags::MUSL {
+        0 => paths.find_map(c_library_of_file),
+        _ => Some("musl"),
+    }
+}
+
+fn c_library_of_file(path: &str) -> Option<&'static str> {
     let name = path.trim_end_matches(DELETED).rsplit('/').next()?;
     if name.starts_with("ld-musl-") || name.starts_with("libc.musl-") {
         Some("musl")
@@ -80,9 +90,20 @@ mod tests {
 
     #[test]
     fn c_libraries_are_known_by_their_files() {
-        assert_eq!(c_library("/lib/x86_64-linux-gnu/libc.so.6"), Some("glibc"));
-        assert_eq!(c_library("/lib/libc-2.31.so (deleted)"), Some("glibc"));
-        assert_eq!(c_library("/lib/ld-musl-x86_64.so.1"), Some("musl"));
-        assert_eq!(c_library("/usr/lib/libcrypto.so.3"), None);
+        let of = |path| c_library(0, [path].into_iter());
+        assert_eq!(of("/lib/x86_64-linux-gnu/libc.so.6"), Some("glibc"));
+        assert_eq!(of("/lib/libc-2.31.so (deleted)"), Some("glibc"));
+        assert_eq!(of("/lib/ld-musl-x86_64.so.1"), Some("musl"));
+        assert_eq!(of("/usr/lib/libcrypto.so.3"), None);
+    }
+
+    #[test]
+    fn musl_is_known_by_its_layout_where_its_file_says_nothing() {
+        let musl = layout_flags::MUSL;
+        // Where Debian's `musl` package has it; and a program that it is linked into.
+        let debian = ["/usr/bin/python", "/lib/x86_64-linux-musl/libc.so"];
+        assert_eq!(c_library(musl, debian.into_iter()), Some("musl"));
+        assert_eq!(c_library(musl, [].into_iter()), Some("musl"));
+        assert_eq!(c_library(0, debian.into_iter()), None);
     }
 }

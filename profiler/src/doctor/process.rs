@@ -65,9 +65,7 @@ fn gather(pid: Pid, findings: &mut Vec<Finding>) {
     if let Some((what, mend)) = condition.standstill(pid) {
         findings.push(Finding::warn("state", what, mend));
     }
-    if let Some(finding) = container(pid) {
-        findings.push(finding);
-    }
+    findings.extend(groups(&Cgroups::of(pid).unwrap_or_default()));
     let mut binaries = Binaries::new();
     match cpython::detect(pid, &mut binaries) {
         Err(error) => findings.push(Finding::fail(
@@ -118,7 +116,7 @@ fn gather(pid: Pid, findings: &mut Vec<Finding>) {
 fn found(pid: Pid, origin: &Origin, interpreter: &Interpreter) -> [Finding; 2] {
     let mut build = Vec::new();
     build.push(if origin.library { "shared" } else { "static" });
-    build.push(origin.c_library.unwrap_or("no C library of its own"));
+    build.push(origin.c_library.unwrap_or("of an unknown C library"));
     if interpreter.is_free_threaded() {
         build.push("free-threaded");
     }
@@ -159,10 +157,19 @@ fn has_variable(pid: Pid, variable: &[u8]) -> bool {
             .any(|set| set == variable)
 }
 
-fn container(pid: Pid) -> Option<Finding> {
-    let groups = Cgroups::of(pid)?;
-    let id = groups.container()?;
-    Some(Finding::info("container", id).with(id))
+/// The control group, and the container whose it is, if it is one's. None where the kernel has none.
+fn groups(groups: &Cgroups) -> Vec<Finding> {
+    let path = printable(&groups.shown());
+    let mut findings = Vec::new();
+    if !path.is_empty() {
+        findings.push(Finding::info("cgroup", &path).with(path.as_str()));
+    }
+    findings.extend(
+        groups
+            .container()
+            .map(|id| Finding::info("container", id).with(id)),
+    );
+    findings
 }
 
 /// Which ways lead to the thread states, and the first stack.
@@ -232,5 +239,19 @@ mod tests {
         let section = look(u32::MAX);
         assert_eq!(section.findings.len(), 1);
         assert_eq!(section.findings[0].seen, "does not exist");
+    }
+
+    #[test]
+    fn the_control_group_is_shown_and_whose_container_it_is() {
+        let seen = |text: &str| -> Vec<_> {
+            let found = groups(&Cgroups::parse(text.as_bytes())).into_iter();
+            found.map(|finding| (finding.key, finding.seen)).collect()
+        };
+        let id = "0123456789abcdef".repeat(4);
+        let path = format!("/docker/{id}");
+        let both = vec![("cgroup", path.clone()), ("container", id)];
+        assert_eq!(seen(&format!("0::{path}\n")), both);
+        assert_eq!(seen("0::/a\x1b\n"), [("cgroup", "/a?".to_owned())]);
+        assert_eq!(seen(""), []);
     }
 }

@@ -6,6 +6,7 @@ mod cli_doctor;
 mod cli_errors;
 mod cli_outputs;
 mod cli_places;
+mod cli_stderr;
 mod cli_targets;
 
 use std::path::Path;

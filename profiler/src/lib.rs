@@ -2,6 +2,9 @@
 //! made known to the kernel program, whose records become samples, which are named, folded into a
 //! profile and written. `ARCHITECTURE.md` follows one sample through these rooms.
 
+// They panic where they can't write: `talk::say` does not.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 // What the user asks for, and whether this machine can give it.
 pub mod cli;
 pub mod preflight;
@@ -41,6 +44,8 @@ pub mod recorder;
 pub mod tally;
 
 pub mod progress;
+
+pub mod talk;
 
 // The parsers of foreign bytes, for fuzzers.
 #[doc(hidden)]

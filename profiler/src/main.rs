@@ -1,12 +1,16 @@
 //! Parses the command line, runs the command, prints the error, sets the exit code: 0 written,
 //! 1 failed, 2 usage, or that of the profiled command.
 
+// They panic where they can't write: `talk::say` does not.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use pyebpf::{
     cli::{Cli, Command},
     commands,
+    talk::say,
     target::Ambiguous,
 };
 
@@ -15,7 +19,7 @@ fn main() -> ExitCode {
         Command::Record(args) => match args.check() {
             Ok(config) => commands::record::run(config),
             Err(error) => {
-                eprintln!("pyebpf: {error:#}");
+                say(format_args!("pyebpf: {error:#}"));
                 return ExitCode::from(2);
             }
         },
@@ -25,7 +29,7 @@ fn main() -> ExitCode {
         }
     };
     result.unwrap_or_else(|error| {
-        eprintln!("pyebpf: {error:#}");
+        say(format_args!("pyebpf: {error:#}"));
         match error.is::<Ambiguous>() {
             true => ExitCode::from(2),
             false => ExitCode::FAILURE,

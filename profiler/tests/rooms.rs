@@ -21,7 +21,7 @@ const PIPELINE: [(&str, &[&str]); 8] = [
 ];
 
 /// What puts the rooms together, and what talks to the user; these may import any room.
-const WIRING: [&str; 13] = [
+const WIRING: [&str; 14] = [
     "cli",
     "commands",
     "destination",
@@ -34,6 +34,7 @@ const WIRING: [&str; 13] = [
     "recorder",
     "session",
     "signals",
+    "talk",
     "tally",
 ];
 

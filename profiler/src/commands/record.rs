@@ -19,6 +19,7 @@ use crate::{
     recorder::Recorder,
     session::{End, Session, Watched},
     signals::{Asked, Signals},
+    talk::say,
     target::{
         Groups,
         command::{self, Patience},
@@ -111,9 +112,9 @@ async fn record(
             .context("the summary was not written")?;
     }
     if config.stats == Some(Stats::Stderr) {
-        eprintln!("{}", said.json);
+        say(said.json);
     } else {
-        eprint!("{}", said.text);
+        say(said.text.trim_end());
     }
     Ok(status.map_or(ExitCode::SUCCESS, |status| {
         ExitCode::from(command::exit_code(status))
@@ -133,7 +134,7 @@ fn select(
         Selection::All => {
             targets.follow_all(kernel, None)?;
             if targets.running() == 0 {
-                eprintln!("no Python process runs yet: waiting for one");
+                say("no Python process runs yet: waiting for one");
             }
             Ok(None)
         }
@@ -143,7 +144,7 @@ fn select(
         } => {
             targets.follow_all(kernel, Some(Groups::find(cgroups, containers)?))?;
             if targets.running() == 0 {
-                eprintln!("no Python process runs there yet: waiting for one");
+                say("no Python process runs there yet: waiting for one");
             }
             Ok(None)
         }

@@ -175,10 +175,32 @@ fn a_second_interrupt_kills_a_command_that_ignores_them() {
 #[test]
 fn an_interrupt_of_the_whole_group_lets_a_command_clean_up() {
     const TEST: &str = "an_interrupt_of_the_whole_group_lets_a_command_clean_up";
-    if !can_profile(TEST) {
+    check_cleaning_up(TEST, |pid| interrupt(-pid));
+}
+
+#[test]
+fn an_interrupt_that_comes_twice_at_once_is_one() {
+    // As `timeout -s INT` does it.
+    check_cleaning_up("an_interrupt_that_comes_twice_at_once_is_one", |pid| {
+        interrupt(pid);
+        sleep(Duration::from_millis(50));
+        interrupt(-pid);
+    });
+}
+
+fn interrupt(process_or_group: libc::pid_t) {
+    // SAFETY: kill takes no pointers; the group's leader, our child, has not been waited for.
+    let sent = unsafe { libc::kill(process_or_group, libc::SIGINT) };
+    assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Runs pyebpf and a command in a group of their own, calls `interrupt` with pyebpf's pid, and checks
+/// that both do what they have to do before they end.
+fn check_cleaning_up(test: &str, interrupt: impl Fn(libc::pid_t)) {
+    if !can_profile(test) {
         return;
     }
-    let Some(python) = pythons::any(TEST) else {
+    let Some(python) = pythons::any(test) else {
         return;
     };
     let _turn = turn();
@@ -190,9 +212,7 @@ fn an_interrupt_of_the_whole_group_lets_a_command_clean_up() {
     let running = Running::start(&mut command).expect("pyebpf starts");
     pid_in(&up);
     sleep(Duration::from_secs(1));
-    let group = libc::pid_t::try_from(running.pid()).expect("a pid fits");
-    // SAFETY: kill takes no pointers; the group's leader, our child, has not been waited for.
-    assert_eq!(unsafe { libc::kill(-group, libc::SIGINT) }, 0);
+    interrupt(libc::pid_t::try_from(running.pid()).expect("a pid fits"));
     let ended = running.wait().expect("it ends");
     assert_eq!(ended.status.code(), Some(7), "{}", ended.stderr);
     let cleaned = fs::read_to_string(&clean).expect("the command has cleaned up");

@@ -29,7 +29,7 @@ fn targets_that_can_not_be_profiled() {
     with(
         &["-p"],
         &sleeper.pid(),
-        &[&sleeper.pid(), "sleep", "Python"],
+        &[&sleeper.pid(), "sleep", "Python", "--subprocesses"],
     );
     with(
         &["--"],

@@ -1,6 +1,7 @@
 //! Whether processes that come, go and change are followed, and only those that are asked for.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use pyebpf_tests::pythons::{self, Python};
 use pyebpf_tests::raw::{self, Stack, samples};
-use pyebpf_tests::recording::{Ended, Running, pyebpf, record};
+use pyebpf_tests::recording::{Ended, Running, finished, pyebpf, record};
 use pyebpf_tests::workload;
 use pyebpf_tests::{can_profile, skip, turn};
 use tempfile::TempDir;
@@ -142,6 +143,52 @@ fn shows_children_only_when_asked_to() {
         }
         Ok(())
     });
+}
+
+/// Runs one Python, waits for a file, runs another one, and becomes a third.
+const SHELL: &str = r#"
+"$0" -c "$2" &
+while ! [ -e "$1" ]; do sleep 0.1; done
+timeout 1 "$0" -c "$3"
+exec "$0" -c "$4"
+"#;
+
+#[test]
+fn follows_a_named_shell_to_the_pythons_that_it_starts() {
+    with_python(
+        "follows_a_named_shell_to_the_pythons_that_it_starts",
+        |python| {
+            let folder = TempDir::new()?;
+            let (go, path) = (folder.path().join("go"), folder.path().join("out.txt"));
+            let names = ["there", "later", "itself"];
+            let programs = names.map(|name| format!("def {name}():\n  while True: pass\n{name}()"));
+            let mut shell = Command::new("sh");
+            shell.args(["-c", SHELL]).arg(python.program()).arg(&go);
+            let mut shell = shell.args(programs).process_group(0).spawn()?;
+            let pid = shell.id();
+            let recorded = || -> Result<()> {
+                let mut command = pyebpf(&["record", "-s", "-d", "5", "-f", "raw", "-r", "199"]);
+                command.args(["-p", &pid.to_string(), "-o"]).arg(&path);
+                let running = Running::start(&mut command)?;
+                let begins = running.wait_until_it_samples();
+                std::fs::write(&go, "")?;
+                let recording = finished(running.wait()?, &path)?;
+                begins?;
+                let (stacks, said) = (&recording.stacks, &recording.stderr);
+                for name in names {
+                    ensure!(with(stacks, name) > 0, "{name}: {said}");
+                }
+                ensure!(of_process(stacks, pid, "itself") > 0, "{stacks:?}");
+                Ok(())
+            };
+            let result = recorded();
+            let group = libc::pid_t::try_from(pid)?;
+            // SAFETY: kill takes no pointers; the group's leader, our child, has not been waited for.
+            unsafe { libc::kill(-group, libc::SIGKILL) };
+            shell.wait()?;
+            result
+        },
+    );
 }
 
 /// Runs `pyebpf record FLAGS -o FILE -- PYTHON lifecycle.py MODE…`.

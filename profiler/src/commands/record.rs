@@ -150,10 +150,7 @@ fn select(
         }
         Selection::Pids(pids) => {
             for &pid in pids {
-                targets.add_named(kernel, pid)?;
-                if config.children {
-                    targets.add_descendants(kernel, pid)?;
-                }
+                targets.add_named(kernel, pid, config.children)?;
             }
             Ok(None)
         }

@@ -104,11 +104,12 @@ impl Targets {
         Ok(())
     }
 
-    /// Adds a process that the user named.
+    /// Adds a process that the user named, and with `children` its descendants: then it need not be
+    /// Python, nor ever become one.
     ///
     /// # Errors
     /// When there is no such process, or it is no Python that pyebpf knows: the message says which.
-    pub fn add_named(&mut self, kernel: &mut Kernel, pid: Pid) -> Result<()> {
+    pub fn add_named(&mut self, kernel: &mut Kernel, pid: Pid, children: bool) -> Result<()> {
         if let Some(obstacle) = Condition::of(pid).obstacle() {
             bail!("process {pid} {obstacle}: `pgrep -a python` lists those that run Python");
         }
@@ -120,10 +121,12 @@ impl Targets {
         match detection {
             Detection::Python(interpreter) => {
                 self.followed.insert(pid);
-                self.set(kernel, (pid, 0), *interpreter)
+                self.set(kernel, (pid, 0), *interpreter)?;
             }
+            Detection::NotPython if children => self.follow(kernel, pid)?,
             Detection::NotPython => bail!(
-                "process {pid} ({}) runs no CPython: `pgrep -a python` lists those that do",
+                "process {pid} ({}) runs no CPython: `pgrep -a python` lists those that do; with \
+                 `--subprocesses` those are profiled that it starts",
                 process::name(pid)
             ),
             Detection::Unsupported { what, why } => bail!(
@@ -131,6 +134,10 @@ impl Targets {
                 process::name(pid)
             ),
         }
+        if children {
+            self.add_descendants(kernel, pid)?;
+        }
+        Ok(())
     }
 
     /// Adds the children of `pid`, and theirs, that run now.

@@ -202,6 +202,13 @@ pub struct Record {
     pub steps: Steps,
 }
 
+impl Record {
+    /// Whether stderr is for the summary as JSON: unless pyebpf fails, nothing else is said there.
+    pub fn is_quiet(&self) -> bool {
+        self.stats == Some(Stats::Stderr)
+    }
+}
+
 impl RecordArgs {
     /// Checks what the flags alone decide.
     ///

@@ -1,4 +1,4 @@
-//! What a terminal shows while a recording runs; nothing where stderr is no terminal.
+//! What a terminal shows while a recording runs; nothing where stderr is no terminal, or is for programs.
 
 use std::{
     io::IsTerminal as _,
@@ -20,9 +20,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Shows nothing yet.
-    pub fn new() -> Progress {
-        let bar = std::io::stderr().is_terminal().then(|| {
+    /// Shows nothing yet, and nothing ever where it is to be quiet.
+    pub fn new(quiet: bool) -> Progress {
+        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template("{spinner} {msg}").expect("a valid template");
             ProgressBar::new_spinner().with_style(style)
         });
@@ -67,11 +67,5 @@ impl Progress {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
-    }
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self::new()
     }
 }

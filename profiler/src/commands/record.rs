@@ -79,7 +79,7 @@ async fn record(
         (_, Some(child)) => Watched::Command(child),
         _ => Watched::Everything,
     };
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(config.is_quiet());
     let end = session
         .run(config.limit, watched, &mut signals, |session| {
             progress.show(session);
@@ -111,7 +111,7 @@ async fn record(
             .write(|out| Ok(writeln!(out, "{}", said.json)?))
             .context("the summary was not written")?;
     }
-    if config.stats == Some(Stats::Stderr) {
+    if config.is_quiet() {
         say(said.json);
     } else {
         say(said.text.trim_end());
@@ -133,7 +133,7 @@ fn select(
     match &config.selection {
         Selection::All => {
             targets.follow_all(kernel, None)?;
-            if targets.running() == 0 {
+            if targets.running() == 0 && !config.is_quiet() {
                 say("no Python process runs yet: waiting for one");
             }
             Ok(None)
@@ -143,7 +143,7 @@ fn select(
             containers,
         } => {
             targets.follow_all(kernel, Some(Groups::find(cgroups, containers)?))?;
-            if targets.running() == 0 {
+            if targets.running() == 0 && !config.is_quiet() {
                 say("no Python process runs there yet: waiting for one");
             }
             Ok(None)

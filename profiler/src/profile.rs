@@ -345,19 +345,25 @@ impl Profile {
         moments
     }
 
-    /// Functions by the samples in which they are the leaf, hottest first. Markers are among them:
-    /// time whose function is unknown is not nobody's.
-    pub fn own_time(&self) -> Vec<(FunctionId, Count)> {
-        let mut own: HashMap<FunctionId, Count, FxBuildHasher> = HashMap::default();
+    /// Labels of functions by the samples in which one is the leaf, hottest first. Markers are among
+    /// them: time whose function is unknown is not nobody's. Functions that are shown alike are one.
+    pub fn own_time(&self) -> Vec<(String, Count)> {
+        let mut by_function: HashMap<FunctionId, Count, FxBuildHasher> = HashMap::default();
         for ((_, stack), count) in &self.counts {
             if let Some(leaf) = self.stacks.leaf_to_root(stack.0).next() {
-                own.entry(self.frame_of(FrameId(leaf)).function)
-                    .or_default()
-                    .add(*count);
+                let function = self.frame_of(FrameId(leaf)).function;
+                by_function.entry(function).or_default().add(*count);
             }
         }
+        let mut own: HashMap<String, Count, FxBuildHasher> = HashMap::default();
+        for (id, count) in by_function {
+            let label = self.function_label(self.function_of(id), None);
+            own.entry(label).or_default().add(count);
+        }
         let mut own: Vec<_> = own.into_iter().collect();
-        own.sort_unstable_by_key(|(id, count)| (std::cmp::Reverse(count.samples), *id));
+        own.sort_unstable_by(|(left, a), (right, b)| {
+            b.samples.cmp(&a.samples).then_with(|| left.cmp(right))
+        });
         own
     }
 }

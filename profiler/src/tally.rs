@@ -11,7 +11,7 @@ use profiler_ebpf::{Counter, Outcome};
 
 use crate::{
     bpf::Counts,
-    profile::{Profile, escape, plural},
+    profile::{Profile, plural},
     symbolize::Symbols,
 };
 
@@ -267,14 +267,7 @@ impl Tally {
         line(format_args!("hottest functions by own time:"));
         for (function, count) in profile.own_time().into_iter().take(HOTTEST) {
             let share = 100.0 * count.samples as f64 / total.samples as f64;
-            let function = profile.function_of(function);
-            let name = escape(&function.name);
-            let file = escape(profile.shown_file(function));
-            if file.is_empty() {
-                line(format_args!("  {share:>5.1} %  {name}"));
-            } else {
-                line(format_args!("  {share:>5.1} %  {name} ({file})"));
-            }
+            line(format_args!("  {share:>5.1} %  {function}"));
         }
         text
     }

@@ -12,14 +12,18 @@ impl Profile {
     /// `name (file:line)`, `name (file)` where no line is shown, or the marker as it is.
     pub fn frame_label(&self, id: FrameId) -> String {
         let frame = self.frame_of(id);
-        let function = self.function_of(frame.function);
+        self.function_label(self.function_of(frame.function), frame.line)
+    }
+
+    /// The same of a function at a line, or at none.
+    pub(super) fn function_label(&self, function: &Function, line: Option<u32>) -> String {
         let mut label = escape(&function.name);
         if function.is_marker() {
             return label;
         }
         label.push_str(" (");
         label.push_str(&escape(self.shown_file(function)));
-        if let Some(line) = frame.line {
+        if let Some(line) = line {
             // Writing into a String does not fail.
             let _ = write!(label, ":{line}");
         }

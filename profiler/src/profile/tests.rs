@@ -198,25 +198,34 @@ fn own_time_is_the_leafs_hottest_first() {
         let stack = profile.stack(stack);
         (0..times).for_each(|_| profile.record(0, thread, stack, 10));
     }
-    assert_eq!(
-        profile.own_time(),
-        [
-            (
-                callee,
-                Count {
-                    samples: 3,
-                    time: 30
-                }
-            ),
-            (
-                caller,
-                Count {
-                    samples: 2,
-                    time: 20
-                }
-            )
-        ]
+    let own = |samples| Count {
+        samples,
+        time: 10 * samples,
+    };
+    let shown = ["callee (main.py)", "caller (main.py)"].map(str::to_owned);
+    let counts = [own(3), own(2)];
+    assert!(
+        profile
+            .own_time()
+            .into_iter()
+            .eq(shown.into_iter().zip(counts))
     );
+    // Another file that is shown by the same name, and another function of the same one.
+    for elsewhere in ["/srv/other/main.py", "/srv/app/main.py"] {
+        let other = profile.function(Function {
+            file: elsewhere.to_owned(),
+            first_line: 90,
+            ..function("caller")
+        });
+        let frame = profile.frame(other, Some(91));
+        let stack = profile.stack([frame]);
+        profile.record(0, thread, stack, 10);
+    }
+    let [first, second] = &profile.own_time()[..] else {
+        panic!("{:?}", profile.own_time());
+    };
+    assert_eq!(*first, ("caller (main.py)".to_owned(), own(4)));
+    assert_eq!(*second, ("callee (main.py)".to_owned(), own(3)));
 }
 
 #[test]

@@ -38,7 +38,14 @@ fn check_failure(ended: &Ended, arguments: &[&str], code: i32, words: &[&str]) {
         );
     }
     assert!(ended.stdout.is_empty(), "{arguments:?} wrote data");
-    assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+    for bad in ["panicked", "pyebpf: pyebpf", ".pyebpf-"] {
+        assert!(!said.contains(bad), "{arguments:?}: {said}");
+    }
+    let mut codes = said.match_indices("(os error");
+    assert!(
+        codes.nth(1).is_none(),
+        "{arguments:?} says it twice: {said}"
+    );
 }
 
 /// A process that is killed when it is dropped.

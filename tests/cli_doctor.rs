@@ -87,7 +87,7 @@ fn without_privileges_it_tells_what_it_can() {
         return;
     };
     for expected in [
-        "FAIL  privileges        pyebpf needs root",
+        "FAIL  privileges        recording needs root",
         "→ run `sudo pyebpf …`",
         "ok    kernel ",
         "?     kernel program    not tried: mend the above first",

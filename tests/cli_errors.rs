@@ -163,5 +163,45 @@ fn outputs_that_can_not_be_written() {
     with(text(&missing), &[in_missing, "does not exist"]);
     // Not even root can make a file there.
     with("/sys/kernel/out.svg", &["/sys/kernel", "write"]);
-    with(text(folder.path()), &[text(folder.path())]);
+    with("/proc/out.svg", &["/proc", "write"]);
+    with(text(folder.path()), &[text(folder.path()), "is a folder"]);
+    // Without a format, either.
+    let unnamed = ["record", "-p", &pid, "-o", text(folder.path())];
+    fails(&unnamed, 1, &[text(folder.path()), "is a folder"]);
+    let summary = folder.path().join("no/stats.json");
+    let arguments = ["record", "-p", &pid, "-o", "-", "--stats", text(&summary)];
+    fails(&arguments, 1, &["no", "does not exist"]);
+    let full = folder.path().join("full.json");
+    std::os::unix::fs::symlink("/dev/full", &full).expect("a link can be made");
+    let arguments = [
+        "record",
+        "-d",
+        "0.5",
+        "-o",
+        "/dev/null",
+        "-f",
+        "raw",
+        "-p",
+        &pid,
+        "--stats",
+    ];
+    let ended = run(pyebpf(&arguments).arg(&full));
+    check_failure(
+        &ended,
+        &arguments,
+        1,
+        &["the summary", "/dev/full", "No space"],
+    );
+    let last = ended.stderr.lines().last().expect("it says something");
+    assert!(!last.contains("the profile"), "{}", ended.stderr);
+    let fixed = folder.path().join("fixed.svg");
+    fs::write(&fixed, "kept").expect("it can be written");
+    let chattr = |flag| Command::new("chattr").arg(flag).arg(&fixed).output();
+    if chattr("+i").is_ok_and(|done| done.status.success()) {
+        let said = std::panic::catch_unwind(|| with(text(&fixed), &["chattr -ia", "fixed.svg"]));
+        chattr("-i").expect("it started before");
+        said.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    } else {
+        skip(TEST, "no file can be made immutable here");
+    }
 }

@@ -36,6 +36,7 @@ fn targets_that_can_not_be_profiled() {
         "no-such-program-here",
         &["no-such-program-here", "not found"],
     );
+    with(&["--"], "/no/such", &["/no/such", "does not exist"]);
     with(&["--"], "/etc/passwd", &["/etc/passwd"]);
 }
 

@@ -217,7 +217,10 @@ impl RecordArgs {
     pub fn check(self) -> Result<Record> {
         let format = match (self.format, &self.output) {
             (Some(format), _) => format,
-            (None, Some(path)) if path.as_os_str() != "-" => Format::of_path(path)?,
+            // What is said of a folder is that it is one.
+            (None, Some(path)) if path.as_os_str() != "-" && !path.is_dir() => {
+                Format::of_path(path)?
+            }
             _ => Format::Flamegraph,
         };
         let selection = if !self.pids.is_empty() {

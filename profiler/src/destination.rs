@@ -4,9 +4,9 @@
 //! to the user behind sudo. A pipe, a device or stdout is written straight.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io::{self, BufWriter, Write},
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -30,23 +30,23 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// What `path` (`-` is stdout) is, having tried whether it can be written to.
+    /// What `path` (`-` is stdout) is, having tried whether it can be written to. `flag` is what names
+    /// another one.
     ///
     /// # Errors
     /// When it can't be, with what stands in the way.
-    pub fn check(path: &Path) -> Result<Destination> {
+    pub fn check(path: &Path, flag: &str) -> Result<Destination> {
         if path.as_os_str() == "-" {
             return Ok(Destination::Stdout);
         }
-        let path = resolve(path)?;
+        let path = resolve(path, flag)?;
         match fs::metadata(&path) {
             Ok(file) if file.is_dir() => bail!(
-                "the output {} is a folder: name a file in it, such as `-o {}/profile.svg`",
-                path.display(),
+                "the output {} is a folder: name a file in it with `{flag}`",
                 path.display()
             ),
             Ok(file) if file.file_type().is_socket() => bail!(
-                "the output {} is a socket: pipe the profile there, as in `-o - | …`",
+                "the output {} is a socket: name a file or a pipe with `{flag}`",
                 path.display()
             ),
             Ok(file) if !file.is_file() => return Ok(Destination::Stream(path)),
@@ -60,7 +60,19 @@ impl Destination {
                 folder.display()
             );
         }
-        new_file_beside(&path)?;
+        new_file_beside(&path).with_context(|| {
+            format!(
+                "{CANNOT} {}: choose another one with `{flag}`",
+                folder.display()
+            )
+        })?;
+        if is_fixed(&path) {
+            bail!(
+                "the output {path} can't be replaced, it is immutable: `sudo chattr -ia {path}` makes \
+                 it a file like others, or choose another name with `{flag}`",
+                path = path.display()
+            );
+        }
         Ok(Destination::File(path))
     }
 
@@ -70,14 +82,22 @@ impl Destination {
     /// When it can't be opened.
     pub fn open(&self, temporary: &Temporary) -> Result<Opened> {
         Ok(match self {
-            Destination::Stdout => Opened::Stream(Box::new(io::stdout())),
+            Destination::Stdout => Opened::Stream {
+                stream: Box::new(io::stdout()),
+                name: "stdout".to_owned(),
+            },
             Destination::Stream(path) => {
                 let file = File::options().write(true).open(path);
-                let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-                Opened::Stream(Box::new(file))
+                let name = path.display().to_string();
+                Opened::Stream {
+                    stream: Box::new(file.with_context(|| format!("cannot open {name}"))?),
+                    name,
+                }
             }
             Destination::File(path) => {
-                let (file, name) = new_file_beside(path)?.into_parts();
+                let (file, name) = new_file_beside(path)
+                    .with_context(|| format!("{CANNOT} {}", folder_of(path).display()))?
+                    .into_parts();
                 temporary.set(&name);
                 Opened::File {
                     file,
@@ -111,7 +131,11 @@ impl Temporary {
 /// A destination that is being written to. Dropped before [`write`](Self::write) is done, it leaves
 /// nothing behind.
 pub enum Opened {
-    Stream(Box<dyn Write + Send>),
+    Stream {
+        stream: Box<dyn Write + Send>,
+        /// For messages.
+        name: String,
+    },
     File {
         file: File,
         temporary: TempPath,
@@ -127,7 +151,7 @@ impl Opened {
     /// When it can't be written; a file that was there before is then as it was.
     pub fn write(self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
         match self {
-            Opened::Stream(stream) => {
+            Opened::Stream { stream, name } => {
                 let mut stream = BufWriter::new(stream);
                 match write(&mut stream).and_then(|()| Ok(stream.flush()?)) {
                     Err(error) if is_broken_pipe(&error) => {
@@ -135,7 +159,7 @@ impl Opened {
                         let _ = stream.into_parts();
                         Ok(())
                     }
-                    result => result.context("cannot write the profile"),
+                    result => result.with_context(|| format!("cannot write to {name}")),
                 }
             }
             Opened::File {
@@ -154,33 +178,40 @@ impl Opened {
                 }
                 temporary
                     .persist(&path)
+                    // The temporary name is nobody's business.
+                    .map_err(|failed| failed.error)
                     .with_context(|| format!("cannot put {} in its place", path.display()))
             }
         }
     }
 }
 
-fn new_file_beside(path: &Path) -> Result<NamedTempFile> {
-    let folder = folder_of(path);
+const CANNOT: &str = "cannot write into the output's folder";
+
+fn new_file_beside(path: &Path) -> io::Result<NamedTempFile> {
     let mode = match fs::metadata(path) {
         Ok(file) => file.permissions().mode() & 0o777,
         Err(_) => 0o666,
     };
     Builder::new()
         .prefix(".pyebpf-")
-        // Less the umask, as for any new file.
-        .permissions(Permissions::from_mode(mode))
-        .tempfile_in(&folder)
-        .with_context(|| {
-            format!(
-                "cannot write into the output's folder {}: choose another one with `-o`",
-                folder.display()
-            )
+        // `tempfile_in` would put the temporary name into its errors.
+        .make_in(folder_of(path), |name| {
+            let mut options = File::options();
+            // Less the umask, as for any new file.
+            options.write(true).create_new(true).mode(mode).open(name)
         })
 }
 
+/// Whether the file is immutable, or can only be appended to: nobody, not even root, can open it to
+/// write anywhere in it, nor replace it (ioctl_iflags(2)).
+fn is_fixed(path: &Path) -> bool {
+    let opened = File::options().write(true).open(path);
+    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
+}
+
 /// The file behind a link is what is to be replaced, not the link.
-fn resolve(path: &Path) -> Result<PathBuf> {
+fn resolve(path: &Path, flag: &str) -> Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {
         let Ok(to) = fs::read_link(&path) else {
@@ -190,7 +221,7 @@ fn resolve(path: &Path) -> Result<PathBuf> {
         if others_may_link(&folder) && !is_ours(&path) {
             bail!(
                 "the output {} is another user's link, in a folder that everybody may write to: \
-                 remove it, or choose another name with `-o`",
+                 remove it, or choose another name with `{flag}`",
                 path.display()
             );
         }
@@ -235,8 +266,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 mod tests {
     use super::*;
 
+    fn check(path: &Path) -> Result<Destination> {
+        Destination::check(path, "-o")
+    }
+
     fn write(path: &Path, text: &str) -> Result<()> {
-        Destination::check(path)?
+        check(path)?
             .open(&Temporary::default())?
             .write(|out| Ok(out.write_all(text.as_bytes())?))
     }
@@ -257,7 +292,7 @@ mod tests {
         write(&path, "one").unwrap();
         write(&path, "two").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
-        let failed = Destination::check(&path)
+        let failed = check(&path)
             .unwrap()
             .open(&Temporary::default())
             .unwrap()
@@ -296,18 +331,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("link");
         std::os::unix::fs::symlink("link", &link).unwrap();
-        let error = Destination::check(&link).unwrap_err().to_string();
+        let error = check(&link).unwrap_err().to_string();
         assert!(error.contains("too many links"), "{error}");
         let socket = folder.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let error = Destination::check(&socket).unwrap_err().to_string();
+        let error = check(&socket).unwrap_err().to_string();
         assert!(error.contains("is a socket"), "{error}");
     }
 
     #[test]
     fn a_writer_that_is_cut_short_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let place = Destination::check(&folder.path().join("profile.svg")).unwrap();
+        let place = check(&folder.path().join("profile.svg")).unwrap();
         let temporary = Temporary::default();
         let opened = place.open(&temporary).unwrap();
         assert_eq!(names(folder.path()).len(), 1);
@@ -318,20 +353,34 @@ mod tests {
 
     #[test]
     fn devices_are_written_straight() {
-        let found = Destination::check(Path::new("/dev/null")).unwrap();
+        let found = check(Path::new("/dev/null")).unwrap();
         assert_eq!(found, Destination::Stream(PathBuf::from("/dev/null")));
         write(Path::new("/dev/null"), "gone").unwrap();
         let error = write(Path::new("/dev/full"), "x").unwrap_err();
-        assert!(format!("{error:#}").contains("cannot write the profile"));
+        let error = format!("{error:#}");
+        assert!(
+            error.starts_with("cannot write to /dev/full: No space"),
+            "{error}"
+        );
     }
 
     #[test]
     fn what_stands_in_the_way_is_said() {
         let folder = tempfile::tempdir().unwrap();
-        let error = Destination::check(folder.path()).unwrap_err().to_string();
+        let error = check(folder.path()).unwrap_err().to_string();
         assert!(error.contains("is a folder"), "{error}");
         let path = folder.path().join("no/such/profile.svg");
-        let error = Destination::check(&path).unwrap_err().to_string();
+        let error = check(&path).unwrap_err().to_string();
         assert!(error.contains("mkdir -p"), "{error}");
+        // What came there since it was checked.
+        let path = folder.path().join("profile.svg");
+        let opened = check(&path).unwrap().open(&Temporary::default()).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = format!("{:#}", opened.write(|_| Ok(())).unwrap_err());
+        assert!(
+            error.contains("profile.svg in its place: Is a dir"),
+            "{error}"
+        );
+        assert_eq!(error.matches("(os error").count(), 1, "{error}");
     }
 }

@@ -33,9 +33,9 @@ use crate::{
 pub fn run(config: Record) -> Result<ExitCode> {
     preflight::check()?;
     preflight::check_rate(config.rate)?;
-    let destination = Destination::check(&path_of(&config))?;
+    let destination = Destination::check(&path_of(&config), "-o")?;
     let stats = match &config.stats {
-        Some(Stats::File(path)) => Some(Destination::check(path)?),
+        Some(Stats::File(path)) => Some(Destination::check(path, "--stats")?),
         Some(Stats::Stderr) | None => None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -105,16 +105,16 @@ async fn record(
     };
     let end = end?;
     let said = write(session, &config, destination, end, signals).await?;
+    if config.is_quiet() {
+        say(&said.json);
+    } else {
+        say(said.text.trim_end());
+    }
     if let Some(place) = stats {
         place
             .open(&Temporary::default())?
             .write(|out| Ok(writeln!(out, "{}", said.json)?))
             .context("the summary was not written")?;
-    }
-    if config.is_quiet() {
-        say(said.json);
-    } else {
-        say(said.text.trim_end());
     }
     Ok(status.map_or(ExitCode::SUCCESS, |status| {
         ExitCode::from(command::exit_code(status))

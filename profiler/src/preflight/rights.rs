@@ -67,8 +67,8 @@ impl Facts {
         };
         if !self.initial_user_namespace {
             // CAP_BPF and CAP_PERFMON are asked for in the initial one: `capable`, kernel/capability.c.
-            let seen = "pyebpf runs in a user namespace within the machine's, as in a rootless \
-                        container, where not even root may load a BPF program";
+            let seen = "this is a user namespace within the machine's, as in a rootless container, \
+                        where not even root may load a BPF program";
             return missing(seen.to_owned(), &NEEDED);
         }
         let lacks: Vec<Capability> = NEEDED.into_iter().filter(|&one| !self.has(one)).collect();
@@ -81,7 +81,7 @@ impl Facts {
         };
         let names: Vec<&str> = lacks.iter().map(|&(_, name)| name).collect();
         let seen = format!(
-            "pyebpf needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE; {who} lacks {}",
+            "recording needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE; {who} lacks {}",
             names.join(", ")
         );
         // What is of use beyond that is best given along with it.

@@ -2,14 +2,15 @@
 //! its exit code passed on.
 
 use std::{
-    ffi::{CString, OsString},
+    ffi::{CString, OsStr, OsString},
     io,
     os::fd::AsFd as _,
+    path::Path,
     process::ExitStatus,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use tokio::process::{Child, Command};
 
 /// How long a program may take to end after SIGTERM.
@@ -56,13 +57,32 @@ pub fn start(program: &[OsString], stdout_is_taken: bool) -> Result<Child> {
         become_invoker(&mut command, &invoker)?;
     }
     command.spawn().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => anyhow::anyhow!(
-            "command {name:?} was not found; sudo looks in its own PATH: give the whole path, as \
-             in `-- \"$(command -v {})\" …`",
-            name.display()
-        ),
+        io::ErrorKind::NotFound => not_found(name),
         _ => anyhow::Error::new(error).context(format!("cannot start {name:?}")),
     })
+}
+
+/// Says what there is not: a path is not looked for elsewhere.
+fn not_found(name: &OsStr) -> anyhow::Error {
+    let path = Path::new(name);
+    if name.as_encoded_bytes().contains(&b'/') && path.exists() {
+        anyhow!(
+            "cannot start {name:?}: the program that it is to be run by does not exist; `head -n 1 {path}` \
+             tells which, or `readelf -l {path}` that of a binary",
+            path = path.display()
+        )
+    } else if name.as_encoded_bytes().contains(&b'/') {
+        anyhow!(
+            "the command {name:?} does not exist: check the path with `ls -l {}`",
+            path.display()
+        )
+    } else {
+        anyhow!(
+            "command {name:?} was not found; sudo looks in its own PATH: give the whole path, as \
+             in `-- \"$(command -v {})\" …`",
+            path.display()
+        )
+    }
 }
 
 /// Whether a program is first given time to end by itself.
@@ -151,5 +171,24 @@ fn home_of(name: &CString) -> Option<String> {
                 .to_string_lossy()
                 .into_owned()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_can_not_be_found_is_told_by_what_is_missing() {
+        let said = |name: &str| not_found(OsStr::new(name)).to_string();
+        assert!(said("python9").contains("`-- \"$(command -v python9)\" …`"));
+        for path in ["/no/such", "./no/such", "no/such"] {
+            let said = said(path);
+            assert!(said.contains("does not exist: check the path"), "{said}");
+            assert!(!said.contains("command -v"), "{said}");
+        }
+        // It is there, so what it is run by is not.
+        let said = said("/proc/self/exe");
+        assert!(said.contains("head -n 1 /proc/self/exe"), "{said}");
     }
 }

@@ -27,6 +27,12 @@ fn usage_errors_exit_with_2() {
     fails(&["record", "--cgroup", ""], 2, &["--cgroup"]);
     let two = ["record", "--cgroup", "/a", "-p", "1"];
     fails(&two, 2, &["--cgroup", "--pid", "cannot be used with"]);
+    fails(&["record", "--"], 2, &["no command after `--`", "Usage"]);
+    fails(
+        &["record", "-d", "1", "-s"],
+        2,
+        &["--subprocesses", "--pid"],
+    );
     fails(&["no-such-command"], 2, &["no-such-command"]);
     fails(&["completions", "tcl"], 2, &["tcl", "bash"]);
 }

@@ -4,7 +4,10 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Parser, Subcommand, ValueHint, builder::NonEmptyStringValueParser};
+use clap::{
+    Args, CommandFactory as _, Parser, Subcommand, ValueHint, builder::NonEmptyStringValueParser,
+    error::ErrorKind,
+};
 use clap_complete::Shell;
 
 use crate::{
@@ -20,6 +23,29 @@ use crate::{
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What the arguments mean, of which the first is our own name.
+    ///
+    /// # Errors
+    /// A usage error. A `--` with nothing after it is one, which clap takes for none at all: `-- $COMMAND`
+    /// with a variable that is not set would profile the whole machine.
+    pub fn read(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+        let cli = Cli::try_parse_from(arguments)?;
+        let Command::Record(record) = &cli.command else {
+            return Ok(cli);
+        };
+        if !record.program.is_empty() || arguments.last().is_none_or(|last| last != "--") {
+            return Ok(cli);
+        }
+        let mut command = Cli::command();
+        // Before, it does not know that it is a part of `pyebpf`.
+        command.build();
+        let record = command.find_subcommand_mut("record").expect("it was read");
+        let kind = ErrorKind::MissingRequiredArgument;
+        Err(record.error(kind, "there is no command after `--`"))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -213,7 +239,7 @@ impl RecordArgs {
     /// Checks what the flags alone decide.
     ///
     /// # Errors
-    /// A usage error: an extension that names no format.
+    /// A usage error: an extension that names no format, subprocesses of nobody.
     pub fn check(self) -> Result<Record> {
         let format = match (self.format, &self.output) {
             (Some(format), _) => format,
@@ -238,6 +264,12 @@ impl RecordArgs {
         } else {
             Selection::All
         };
+        if self.subprocesses && selection == Selection::All && !self.all_python {
+            bail!(
+                "`--subprocesses` is about what a process starts: name it with `--pid`, or start a \
+                 command after `--`; `--all-python` has every Python"
+            );
+        }
         let line = if self.nolineno {
             LineShape::None
         } else if self.function {

@@ -6,7 +6,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use pyebpf::{
     cli::{Cli, Command},
     commands,
@@ -15,7 +14,9 @@ use pyebpf::{
 };
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let cli = Cli::read(&arguments).unwrap_or_else(|error| error.exit());
+    let result = match cli.command {
         Command::Record(args) => match args.check() {
             Ok(config) => commands::record::run(config),
             Err(error) => {

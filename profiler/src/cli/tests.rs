@@ -1,11 +1,10 @@
 //! What command lines mean, and which are refused.
 
-use clap::{CommandFactory as _, error::ErrorKind};
-
 use super::*;
 
 fn parse(args: &str) -> Result<Record> {
-    let cli = Cli::try_parse_from(args.split(' '))?;
+    let args: Vec<OsString> = args.split(' ').map(OsString::from).collect();
+    let cli = Cli::read(&args)?;
     match cli.command {
         Command::Record(args) => args.check(),
         Command::Completions { .. } | Command::Doctor(_) => bail!("not record"),
@@ -34,7 +33,24 @@ fn targets_are_pids_or_a_command() {
     let command = ["python3", "-c", "pass"].map(OsString::from).to_vec();
     assert_eq!(record.selection, Selection::Command(command));
     assert!(parse("pyebpf record -p 7 -- python3").is_err());
+    let record = parse("pyebpf record -- python3 --").unwrap();
+    let command = ["python3", "--"].map(OsString::from).to_vec();
+    assert_eq!(record.selection, Selection::Command(command));
+    for empty in ["pyebpf record --", "pyebpf record -p 7 --"] {
+        let error = parse(empty).unwrap_err().to_string();
+        assert!(error.contains("no command after `--`"), "{error}");
+        assert!(error.contains("Usage: pyebpf record"), "{error}");
+    }
     assert!(parse("pyebpf record --all-python -p 7").is_err());
+}
+
+#[test]
+fn subprocesses_are_somebody_s() {
+    let error = parse("pyebpf record -s").unwrap_err().to_string();
+    assert!(error.contains("`--pid`"), "{error}");
+    assert!(parse("pyebpf record -s -- sh").unwrap().children);
+    // Whoever names all of them has them.
+    assert!(!parse("pyebpf record --all-python -s").unwrap().children);
 }
 
 #[test]

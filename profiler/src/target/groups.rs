@@ -68,6 +68,13 @@ pub(super) struct Mount<'a> {
     point: &'a str,
 }
 
+impl Mount<'_> {
+    /// Whether a hierarchy as a whole is mounted in this folder.
+    fn is_root_in(&self, folder: &str) -> bool {
+        self.root == "/" && Path::new(self.point).parent() == Some(Path::new(folder))
+    }
+}
+
 /// A line of `/proc/PID/mountinfo`, if it is of control groups (proc_pid_mountinfo(5)).
 pub(super) fn parse_mount(line: &str) -> Option<Mount<'_>> {
     let (mount, file_system) = line.split_once(" - ")?;
@@ -94,6 +101,9 @@ fn cgroup(named: &str, seen: &[Cgroups], mounts: &[Mount]) -> Result<String> {
         .max_by_key(|(mount, _)| mount.point.len());
     let path = match mounted {
         Some((mount, rest)) => format!("{}{rest}", mount.root.trim_end_matches('/')),
+        // Where both versions are in use, or version 1 alone, each hierarchy is mounted in a folder
+        // there, which is none itself.
+        None if mounts.iter().any(|mount| mount.is_root_in(&named)) => "/".to_owned(),
         None => named,
     };
     let path = format!("/{}", path.trim_matches('/'));
@@ -185,6 +195,8 @@ mod tests {
             ("/sys/fs/cgroup/memory/jobs", "/jobs"),
             ("/sys/fs/cgroup/unified/init.scope", "/init.scope"),
             ("/sys/fs/cgroup/unified/", "/"),
+            // Where all of them are mounted.
+            ("/sys/fs/cgroup/", "/"),
             ("/", "/"),
         ] {
             assert_eq!(cgroup(named, &seen(), &mounts()).unwrap(), path, "{named}");
@@ -206,7 +218,10 @@ mod tests {
             "/job",
             "/sys/fs/cgroup/memory/job",
             "/jobs/a/b",
-            "/sys/fs/cgroup",
+            "/sys/fs/cgroup/job",
+            "/sys/fs",
+            // Only a part is mounted in it.
+            "/mnt",
         ] {
             let error = cgroup(named, &seen(), &mounts()).unwrap_err().to_string();
             assert!(error.contains("no control group /"), "{error}");

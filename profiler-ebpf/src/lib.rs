@@ -13,7 +13,7 @@ pub mod python;
 mod record;
 
 pub use layout::{Chain, Gil, Layout, Target, TargetState, layout_flags};
-pub use outcome::{COUNTERS, Counter, Outcome};
+pub use outcome::{COUNTERS, Counter, OUTCOMES_MAX, Outcome};
 pub use record::{
     CODE_PIECES, Code, Frame, KERNEL_ID, NO_INSTRUCTION, Piece, Process, ProcessEvent, RecordKind,
     Sample, Stack,

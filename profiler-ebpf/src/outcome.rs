@@ -59,6 +59,14 @@ impl Outcome {
     }
 }
 
+/// Slots of the counter map that are kept for outcomes. A power of two: a number is cut to its low bits
+/// to be one of them.
+pub const OUTCOMES_MAX: u32 = 16;
+
+const _: () =
+    assert!(Outcome::ALL.len() <= OUTCOMES_MAX as usize && OUTCOMES_MAX.is_power_of_two());
+const _: () = assert!(Counter::Fired as u32 == OUTCOMES_MAX);
+
 /// What the kernel program counts on its own, one per-CPU slot each. The first slots are the
 /// [`Outcome`]s by their number; these follow. Append-only.
 ///

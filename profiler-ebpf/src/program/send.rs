@@ -6,7 +6,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use profiler_ebpf::{
-    Counter, Frame, Layout, MAX_FRAMES, Sample, Stack,
+    Counter, Frame, Layout, MAX_FRAMES, OUTCOMES_MAX, Sample, Stack,
     python::{Capture, Walk},
 };
 
@@ -26,7 +26,7 @@ pub(crate) fn send(
     target: u32,
     capture: impl FnOnce(&Walk, &Layout, u64) -> Option<&'static Capture>,
 ) {
-    count(u32::from(walk.sample.outcome & 15));
+    count(u32::from(walk.sample.outcome) & (OUTCOMES_MAX - 1));
     let epoch = EPOCH.get(0).copied().unwrap_or(0);
     let functions = walk.name(epoch, target);
     // A frame without an identity may be of another function the next time, and is to be read now.

@@ -45,9 +45,6 @@ pub const RING_LARGEST: u64 = 1 << 31;
 /// How many sampling periods pass at least before a CPU gets a new one: setting it begins a period
 /// anew, which loses half a one on average.
 const PERIODS_PER_TUNE: u32 = 90;
-/// How many CPUs the kernel may have, among them some that are not there: `kernel_max`, less one.
-const KERNEL_MAX: &str = "/sys/devices/system/cpu/kernel_max";
-
 /// What the kernel program is told when it is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -134,7 +131,7 @@ impl Kernel {
             .override_global("FOLLOW_CHILDREN", &follow, true)
             .override_global(log::LEVEL, &log_level, true)
             .map_max_entries("RECORDS", ring)
-            .map_max_entries("PERIODS", cpus_possible()?)
+            .map_max_entries("PERIODS", cpus)
             .load(OBJECT)
             .context("the kernel refused the program's maps")?;
         let programs = Programs::load(&mut ebpf, settings.steps)?;
@@ -354,17 +351,6 @@ impl Counts {
         }
         counts
     }
-}
-
-/// One more than the highest CPU number that this kernel knows.
-fn cpus_possible() -> Result<u32> {
-    let text =
-        std::fs::read_to_string(KERNEL_MAX).with_context(|| format!("cannot read {KERNEL_MAX}"))?;
-    let highest: u32 = text
-        .trim()
-        .parse()
-        .with_context(|| format!("in {KERNEL_MAX}"))?;
-    Ok(highest.saturating_add(1))
 }
 
 fn ring_bytes(rate: u32, cpus: usize) -> u32 {

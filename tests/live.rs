@@ -68,7 +68,9 @@ fn on_those(
     let mut parts = Parts::default();
     let mut targets = Vec::new();
     for python in pythons::all(test).into_iter().filter(wanted) {
-        match start(&python) {
+        // So many at work would keep the others from starting.
+        let stopped = |target: Target| target.signal(libc::SIGSTOP).map(|()| target);
+        match start(&python).and_then(stopped) {
             Ok(target) => targets.push((python, target)),
             Err(error) => parts.note(&python.name, Err(error)),
         }
@@ -79,6 +81,11 @@ fn on_those(
         .collect();
     if pids.is_empty() {
         return parts.finish();
+    }
+    for (_, target) in &targets {
+        if let Err(error) = target.signal(libc::SIGCONT) {
+            parts.note("SIGCONT", Err(error));
+        }
     }
     let recorded: Result<Vec<Recording>> = flags
         .iter()

@@ -19,10 +19,8 @@ const FRAMES_MAX: usize = 1024;
 const MINORS: [u32; 2] = [8, 12];
 /// Of each workload at least so many samples.
 const SAMPLES_MIN: u64 = 20;
-/// Seconds of the recordings of the known stack, long enough for a share of samples, and of the
-/// recursions.
-const LONG: u32 = 6;
-const SHORT: u32 = 3;
+/// Seconds of a recording: long enough for a share of samples where all is slow.
+const SECONDS: u32 = 6;
 /// Complete stacks of the known stack, in per cent.
 const COMPLETE_MIN: f64 = 99.5;
 /// `BPF_PROG_TYPE_PERF_EVENT` (include/uapi/linux/bpf.h).
@@ -137,10 +135,10 @@ watch() {{
             text,
             "start {number}.known {python} {known}\n\
              start {number}.other {python} {known}\n\
-             watch {number}.stack {LONG} {steps} $(cat {number}.known.pid) $(cat {number}.other.pid)\n\
+             watch {number}.stack {SECONDS} {steps} $(cat {number}.known.pid) $(cat {number}.other.pid)\n\
              start {number}.900 {python} {deep} 900\n\
              start {number}.3000 {python} {deep} 3000\n\
-             watch {number}.deep {SHORT} {steps} $(cat {number}.900.pid) $(cat {number}.3000.pid)\n"
+             watch {number}.deep {SECONDS} {steps} $(cat {number}.900.pid) $(cat {number}.3000.pid)\n"
         )?;
     }
     Ok(text)

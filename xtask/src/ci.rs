@@ -1,5 +1,5 @@
-//! `cargo xtask ci`: format, lints, tests and two other kernels. Every step runs even when one before it failed; each
-//! says what it is and how long it took.
+//! `cargo xtask ci`: format, lints, tests and two other kernels. Every step runs even when one before
+//! it failed; each says what it is and how long it took.
 
 use std::time::Instant;
 

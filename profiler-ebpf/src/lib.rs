@@ -11,12 +11,17 @@ mod layout;
 mod outcome;
 pub mod python;
 mod record;
+mod unwind;
 
 pub use layout::{Chain, Gil, Layout, Target, TargetState, layout_flags};
 pub use outcome::{COUNTERS, Counter, OUTCOMES_MAX, Outcome};
 pub use record::{
     CODE_PIECES, Code, Frame, KERNEL_ID, NO_INSTRUCTION, Piece, Process, ProcessEvent, RecordKind,
     Sample, Stack,
+};
+pub use unwind::{
+    Cfa, MAPPING_STEPS, MAX_MAPPINGS, MAX_NATIVE, MAX_PROCESS_MAPPINGS, MAX_RULES, Mapping, NativeEnd,
+    PAGE_ROWS, Page, RBP, REGISTERS, ROW_STEPS, RSP, Rbp, Rule,
 };
 
 /// Most Python frames that one sample keeps; what is deeper is cut at the root end.
@@ -49,6 +54,9 @@ const _: () = {
     assert!(size_of::<Process>() == 32);
     assert!(size_of::<Target>() == 64);
     assert!(size_of::<Layout>() == 4 * 42);
+    assert!(size_of::<Mapping>() == 32);
+    assert!(size_of::<Rule>() == 16);
+    assert!(size_of::<Page>() == 6 * PAGE_ROWS as usize);
     assert!(MAX_FRAMES.is_power_of_two());
     // A per-CPU map value is at most 32 KiB (PCPU_MIN_UNIT_SIZE of the kernel).
     assert!(size_of::<python::Walk>() <= 32 * 1024);
@@ -62,4 +70,10 @@ mod user {
     unsafe impl aya::Pod for super::Target {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Layout {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Mapping {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Page {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Rule {}
 }

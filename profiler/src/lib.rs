@@ -14,6 +14,9 @@ pub mod memory;
 
 pub mod cpython;
 
+// How native code gets from a frame to its caller.
+pub mod unwind;
+
 // The kernel program: loaded, told what to do, read from.
 pub mod bpf;
 

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 
 /// The rooms that a sample goes through and what they stand on, each with the rooms that it may
 /// import. None may import the wiring.
-const PIPELINE: [(&str, &[&str]); 8] = [
+const PIPELINE: [(&str, &[&str]); 9] = [
     ("memory", &[]),
     ("cpython", &["memory"]),
+    ("unwind", &[]),
     ("bpf", &[]),
-    ("target", &["bpf", "cpython", "memory"]),
+    ("target", &["bpf", "cpython", "memory", "unwind"]),
     ("sample", &[]),
     ("symbolize", &["cpython", "memory", "profile", "sample"]),
     ("profile", &[]),

@@ -31,6 +31,10 @@ pub struct Target {
     pub tls_module: u64,
     /// Address of `PyCode_Type`, or 0 where that is not known.
     pub code_type: u64,
+    /// The process's part of the map of mappings: its first slot, and how many they are; none before it
+    /// was sampled, or where native frames are not asked for.
+    pub first_mapping: u32,
+    pub mapping_count: u32,
 }
 
 /// What a process is to the kernel program. Append-only; 1 was used once.

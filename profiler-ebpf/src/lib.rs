@@ -8,6 +8,7 @@
 #![no_std]
 
 mod layout;
+pub mod native;
 mod outcome;
 pub mod python;
 mod record;
@@ -52,7 +53,7 @@ const _: () = {
     assert!(size_of::<Frame>() == 16);
     assert!(size_of::<Code>() == 104);
     assert!(size_of::<Process>() == 32);
-    assert!(size_of::<Target>() == 64);
+    assert!(size_of::<Target>() == 72);
     assert!(size_of::<Layout>() == 4 * 42);
     assert!(size_of::<Mapping>() == 32);
     assert!(size_of::<Rule>() == 16);

@@ -10,6 +10,7 @@ mod program {
     mod capture;
     mod maps;
     mod namespace;
+    mod native;
     mod processes;
     mod sample;
     mod send;

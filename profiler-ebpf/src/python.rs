@@ -18,14 +18,16 @@ use core::hint::black_box;
 use bytemuck::Zeroable;
 
 use crate::{
-    Chain, Frame, Layout, MAX_FRAMES, NO_INSTRUCTION, Outcome, RecordKind, Sample, Stack, Target,
-    layout_flags,
+    Chain, Frame, Layout, MAX_FRAMES, MAX_NATIVE, NO_INSTRUCTION, Outcome, RecordKind, Sample, Stack,
+    Target, layout_flags,
+    native::{Entries, Native},
 };
 
 use bytes::{byte, half, read_word, word};
 pub use capture::{Capture, code_hash};
 pub use identity::{CODE_SPAN_MAX, CodeFault, identity};
-use identity::{Identities, mix};
+use identity::Identities;
+pub(crate) use identity::mix;
 pub use thread::THREAD_SPAN_MAX;
 use thread::ThreadState;
 use torn::Mended;
@@ -86,11 +88,13 @@ pub struct Walk {
     buffer: [u8; BUFFER + 8],
     thread: ThreadState,
     identities: Identities,
+    /// Where this walk has met the native stack.
+    pub entries: Entries,
     pub sample: Sample,
     /// The stack, whose frames are the first `stack.frames` of [`Walk::frames`], which follow it in
-    /// memory as they do in a record.
+    /// memory as they do in a record; right behind them are its native frames, two in the place of one.
     pub stack: Stack,
-    pub frames: [Frame; MAX_FRAMES],
+    pub frames: [Frame; MAX_FRAMES + MAX_NATIVE / 2],
 }
 
 impl Walk {
@@ -114,6 +118,9 @@ impl Walk {
         self.functions = 0;
         self.places = 0;
         self.stack.frames = 0;
+        self.stack.native = 0;
+        self.stack.native_end = 0;
+        self.entries.begin();
         self.sample.gil = 0;
         // What holds if the steps run out: a chain of entry frames alone may have no end.
         self.sample.outcome = Outcome::TruncatedDepth as u8;
@@ -185,6 +192,7 @@ impl Walk {
             // FRAME_OWNED_BY_CSTACK, FRAME_OWNED_BY_INTERPRETER: Include/internal/pycore_frame.h.
             3 | 4 if layout.flags & layout_flags::ENTRY_FRAMES != 0 => {
                 self.last = ENTRY;
+                self.entries.meet(address, count);
                 return true;
             }
             _ => return self.end_at_frame(Outcome::UnreadableCode, Outcome::TruncatedCode),
@@ -233,6 +241,26 @@ impl Walk {
         self.functions = mix(self.functions ^ identity, code);
         self.places = mix(self.places, identity | u64::from(instruction as u32));
         true
+    }
+
+    /// Puts a native frame where it belongs in the record.
+    #[inline(always)]
+    pub fn keep_native(&mut self, index: u32, frame: u64) {
+        const WORDS: usize = 2 * MAX_FRAMES + MAX_NATIVE;
+        let at = (2 * self.stack.frames + index) as usize;
+        let words = (&raw mut self.frames).cast::<[u64; WORDS]>();
+        // SAFETY: the frames are as many words long, plain numbers without padding, aligned to 8.
+        if let Some(word) = unsafe { &mut *words }.get_mut(at) {
+            *word = frame;
+        }
+    }
+
+    /// After the last step over native frames.
+    #[inline(always)]
+    pub fn take_native(&mut self, native: &Native) {
+        self.stack.native = native.frames as u16;
+        self.stack.native_end = native.end as u8;
+        self.places = mix(mix(self.places, native.hash), u64::from(native.end));
     }
 
     /// After the last step: names the stack, for as long as the daemon's `epoch` lasts. Returns the

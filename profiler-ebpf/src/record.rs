@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 #[cfg(doc)]
-use crate::{Outcome, Target, python};
+use crate::{NativeEnd, Outcome, Target, native, python};
 
 /// What a ring-buffer record is; its first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +61,16 @@ pub struct Stack {
     pub kind: u32,
     /// [`Target::id`].
     pub target: u32,
-    /// Of the target, the daemon's epoch, and each frame's code object, identity and instruction;
+    /// Of the target, the daemon's epoch, and each frame's code object, identity and instruction, and the native frames;
     /// never 0. Means nothing without the target: another one's stack may have the same.
     pub hash: u64,
     /// How many [`Frame`]s follow.
     pub frames: u32,
-    pub padding: u32,
+    /// How many native frames follow those, each as [`native::frame`] makes it, newest first.
+    pub native: u16,
+    /// How the walk over these ended: a [`NativeEnd`].
+    pub native_end: u8,
+    pub padding: u8,
 }
 
 /// One Python frame of a stack.

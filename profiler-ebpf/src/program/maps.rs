@@ -8,7 +8,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use profiler_ebpf::{
-    COUNTERS, Layout, MAX_LAYOUTS, MAX_TARGETS, Target,
+    COUNTERS, Layout, MAX_LAYOUTS, MAX_TARGETS, Mapping, Page, Rule, Target,
+    native::Native,
     python::{Capture, Walk},
 };
 
@@ -69,6 +70,23 @@ pub(crate) static IDS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(crate) static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
 
+/// Per-CPU working memory of the walk over native frames.
+#[map]
+pub(crate) static NATIVES: PerCpuArray<Native> = PerCpuArray::with_max_entries(1, 0);
+
+/// Mappings of all processes: [`Target::first_mapping`]. The daemon sets the size of this and the next
+/// two when it loads the object; without native frames they have one slot.
+#[map]
+pub(crate) static MAPPINGS: Array<Mapping> = Array::with_max_entries(1, 0);
+
+/// Rows of all files: [`Mapping::first_row`].
+#[map]
+pub(crate) static ROWS: Array<Page> = Array::with_max_entries(1, 0);
+
+/// Rules by their number.
+#[map]
+pub(crate) static RULES: Array<Rule> = Array::with_max_entries(1, 0);
+
 // Set by the daemon at load. Offsets come from the running kernel's BTF.
 /// `offsetof(struct task_struct, thread) + offsetof(struct thread_struct, fsbase)`.
 #[unsafe(no_mangle)]
@@ -93,6 +111,10 @@ pub(crate) static ALL_PROCESSES: Global<u32> = Global::new(0);
 /// 1: children of followed processes are followed.
 #[unsafe(no_mangle)]
 pub(crate) static FOLLOW_CHILDREN: Global<u32> = Global::new(0);
+
+/// 1: native frames are walked, too.
+#[unsafe(no_mangle)]
+pub(crate) static NATIVE: Global<u32> = Global::new(0);
 
 #[inline(always)]
 pub(crate) fn count(slot: u32) {

@@ -9,11 +9,11 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use profiler_ebpf::{
-    Counter, Layout, MAX_STEPS, RecordKind, Target, TargetState,
+    Counter, Layout, MAX_STEPS, RecordKind, Target, TargetState, layout_flags,
     python::{Capture, Walk},
 };
 
-use super::{capture::capture, maps::*, processes::wait, send::send, task::*};
+use super::{capture::capture, maps::*, native::walk_native, processes::wait, send::send, task::*};
 
 /// Runs when the clock fires.
 #[perf_event]
@@ -39,6 +39,9 @@ fn sample(_ctx: PerfEventContext) -> u32 {
                 0,
             )
         };
+    }
+    if NATIVE.load() != 0 {
+        walk_native(walk, target);
     }
     finish(walk, layout, target, capture);
     0
@@ -78,6 +81,10 @@ pub(crate) fn scratch(target: &Target) -> Option<(&'static mut Walk, &'static La
 /// Finds the current thread's state; false when there is no frame to step over.
 #[inline(always)]
 pub(crate) fn begin(walk: &mut Walk, layout: &Layout, target: &Target) -> bool {
+    if NATIVE.load() != 0 {
+        walk.entries
+            .want(layout.flags & layout_flags::ENTRY_FRAMES != 0);
+    }
     let control_block = task_word(TASK_FSBASE.load());
     walk.begin(&CurrentProcess, layout, target, control_block)
 }

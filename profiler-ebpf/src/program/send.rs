@@ -6,7 +6,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use profiler_ebpf::{
-    Counter, Frame, Layout, MAX_FRAMES, OUTCOMES_MAX, Sample, Stack,
+    Counter, Frame, Layout, MAX_FRAMES, MAX_NATIVE, OUTCOMES_MAX, Sample, Stack,
     python::{Capture, Walk},
 };
 
@@ -77,8 +77,15 @@ fn send_stack(walk: &Walk) -> bool {
     } else {
         frames
     };
-    let length = size_of::<Stack>() + frames * size_of::<Frame>();
-    // SAFETY: the frames follow the stack in `Walk`, which is `#[repr(C)]`.
+    let native = walk.stack.native as usize & (2 * MAX_NATIVE - 1);
+    let native = if native > MAX_NATIVE {
+        MAX_NATIVE
+    } else {
+        native
+    };
+    let length = size_of::<Stack>() + frames * size_of::<Frame>() + native * size_of::<u64>();
+    // SAFETY: the frames follow the stack in `Walk`, which is `#[repr(C)]`, and have room for native
+    // ones behind them.
     let bytes =
         unsafe { core::slice::from_raw_parts((&raw const walk.stack).cast::<u8>(), length) };
     RECORDS

@@ -277,6 +277,6 @@ fn file_digest<M: Memory>(
 
 /// A step of a multiplicative hash over words.
 #[inline(always)]
-pub(super) fn mix(hash: u64, value: u64) -> u64 {
+pub(crate) fn mix(hash: u64, value: u64) -> u64 {
     (hash.rotate_left(29) ^ value).wrapping_mul(GOLDEN)
 }

@@ -10,6 +10,9 @@ use rustc_hash::FxHashMap;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
+/// Operations of the longest expression that is understood.
+const OPERATIONS_MAX: usize = 9;
+
 /// Rules by number. The first is that there is none.
 #[derive(Debug)]
 pub struct Rules {
@@ -153,7 +156,7 @@ fn expressed<'a, S: UnwindSection<Bytes<'a>>>(
     let mut operations = expression.operations(encoding);
     let mut seen = Vec::new();
     while let Some(operation) = operations.next().ok()? {
-        if seen.len() >= 8 {
+        if seen.len() >= OPERATIONS_MAX {
             return None;
         }
         seen.push(operation);
@@ -191,6 +194,7 @@ fn expressed<'a, S: UnwindSection<Bytes<'a>>>(
             Ge,
             UnsignedConstant { value: 3 },
             Shl,
+            Plus,
         ] => linkage(from),
         _ => None,
     }

@@ -1,0 +1,347 @@
+//! The walk over a thread's native frames: from its registers to the addresses of its code, newest
+//! first, by the tables that the daemon makes of unwind information. It names nothing.
+//!
+//! Generic over where memory and tables are read from, as the walk over Python frames is, which goes
+//! first: where that has met an *entry frame*, a local variable of the native frame that runs the
+//! interpreter's loop, this one tells how many Python frames lie on its newer side.
+
+use bytemuck::Zeroable;
+
+use crate::{
+    Cfa, MAPPING_STEPS, MAX_NATIVE, Mapping, NativeEnd, RBP, REGISTERS, ROW_STEPS, RSP, Rbp, Rule,
+    Target,
+    python::{Memory, mix},
+};
+
+/// Bits of an address; the number of newer Python frames lies above.
+pub const ADDRESS_BITS: u32 = 48;
+/// [`newer`] of a frame for which that is not known.
+pub const NEWER_UNTOLD: u16 = 0xffff;
+
+/// The stack is read in windows of at most a page: one that ends where its page does can't fail when
+/// that page is in memory.
+const WINDOW: u64 = 4096;
+
+/// Where the kernel puts a signal handler's caller's registers above the stack pointer with which the
+/// handler returns: `struct rt_sigframe` without its return address, of
+/// arch/x86/include/asm/sigframe.h; `struct sigcontext_64` begins at 40.
+const SIGNAL_RBP: u64 = 120;
+const SIGNAL_RSP: u64 = 160;
+const SIGNAL_RIP: u64 = 168;
+
+/// The address of a native frame: of its instruction that runs for the newest one and for what a signal
+/// interrupted, else of the one to which it returns.
+#[inline(always)]
+pub fn address(frame: u64) -> u64 {
+    frame & ((1 << ADDRESS_BITS) - 1)
+}
+
+/// How many Python frames are newer than this native frame, or [`NEWER_UNTOLD`].
+#[inline(always)]
+pub fn newer(frame: u64) -> u16 {
+    (frame >> ADDRESS_BITS) as u16
+}
+
+/// An address with a number of newer Python frames.
+#[inline(always)]
+pub fn frame(address_: u64, newer: u64) -> u64 {
+    address(address_) | newer << ADDRESS_BITS
+}
+
+/// The tables of a process's files.
+pub trait Tables {
+    /// The mapping in this slot.
+    fn mapping(&self, slot: u32) -> Option<Mapping>;
+    /// The start of the row with this index, an offset in its file.
+    fn row_start(&self, index: u32) -> Option<u32>;
+    /// The rule of the row with this index.
+    fn row_rule(&self, index: u32) -> Option<Rule>;
+}
+
+/// Where Python frames lie on the native stack, newest first: the address of an entry frame and how
+/// many Python frames lie on its newer side, as [`frame`] makes it.
+#[derive(Zeroable)]
+#[repr(C)]
+pub struct Entries {
+    count: u32,
+    /// 1: they are wanted, and there is such a thing in this version of Python.
+    told: u32,
+    entries: [u64; MAX_NATIVE],
+}
+
+impl Entries {
+    #[inline(always)]
+    pub(crate) fn begin(&mut self) {
+        self.count = 0;
+    }
+
+    /// Before a walk over Python frames: whether native ones are to follow and entry frames tell where
+    /// they meet.
+    #[inline(always)]
+    pub fn want(&mut self, told: bool) {
+        self.told = u32::from(told);
+    }
+
+    /// The walk over Python frames has met an entry frame after so many others.
+    #[inline(always)]
+    pub(crate) fn meet(&mut self, address: u64, frames: u32) {
+        let count = self.count;
+        if self.told != 0 && (count as usize) < MAX_NATIVE {
+            self.entries[count as usize & (MAX_NATIVE - 1)] = frame(address, u64::from(frames));
+            self.count = count + 1;
+        }
+    }
+}
+
+/// The state of one walk over native frames.
+#[derive(Zeroable)]
+#[repr(C)]
+pub struct Native {
+    ip: u64,
+    sp: u64,
+    bp: u64,
+    /// Of the frames and how they ended.
+    pub(crate) hash: u64,
+    /// The stack from the first address to the second is in `window`, each byte where it has its place
+    /// in its page.
+    low: u64,
+    high: u64,
+    /// 1: `ip` is an instruction that runs; 0: an address that is returned to.
+    runs: u32,
+    /// How many entry frames were passed.
+    passed: u32,
+    /// How many Python frames are newer.
+    newer: u32,
+    pub frames: u32,
+    /// A [`NativeEnd`].
+    pub end: u32,
+    padding: u32,
+    /// By DWARF's numbers, as they were in the newest frame.
+    pub registers: [u64; REGISTERS],
+    window: [u8; WINDOW as usize + 8],
+}
+
+impl Native {
+    /// Begins at `ip` with the [`registers`](Self::registers). False when there is nothing to step
+    /// over.
+    #[inline(always)]
+    pub fn begin(&mut self, target: &Target, entries: &Entries, ip: u64) -> bool {
+        self.ip = ip;
+        self.sp = self.registers[RSP as usize];
+        self.bp = self.registers[RBP as usize];
+        self.low = 0;
+        self.high = 0;
+        self.runs = 1;
+        self.passed = 0;
+        self.frames = 0;
+        self.hash = 0;
+        self.newer = if entries.told == 0 {
+            u32::from(NEWER_UNTOLD)
+        } else {
+            0
+        };
+        // What holds if the steps run out.
+        self.end = NativeEnd::TooDeep as u32;
+        target.mapping_count != 0 || self.end(NativeEnd::NotLoaded)
+    }
+
+    /// Takes one frame, to be kept where `keep` puts it. False when the walk is over.
+    #[inline(always)]
+    pub fn step<M: Memory, T: Tables>(
+        &mut self,
+        (memory, tables): (&M, &T),
+        target: &Target,
+        entries: &Entries,
+        mut keep: impl FnMut(u32, u64),
+    ) -> bool {
+        let ip = self.ip;
+        let newest = self.frames == 0;
+        if self.frames as usize >= MAX_NATIVE {
+            return self.end(NativeEnd::TooDeep);
+        }
+        // A call may be the last instruction of its function: what it returns to is another one's.
+        let inside = if self.runs != 0 { ip } else { ip.wrapping_sub(1) };
+        let rule = find_rule(tables, target, inside);
+        let cfa = match rule {
+            Ok(rule) => self.frame_address(memory, &rule, newest),
+            Err(end) => Err(end),
+        };
+        if let Ok(cfa) = cfa {
+            self.pass(entries, cfa);
+        }
+        let kept = frame(ip, u64::from(self.newer));
+        keep(self.frames, kept);
+        self.frames += 1;
+        self.hash = mix(self.hash, kept);
+        let (rule, cfa) = match (rule, cfa) {
+            (Ok(rule), Ok(cfa)) => (rule, cfa),
+            (Err(end), _) | (_, Err(end)) => return self.end(end),
+        };
+        if rule.cfa == Cfa::Signal as u8 {
+            return self.interrupted(memory);
+        }
+        if cfa <= self.sp {
+            return self.end(NativeEnd::BadStack);
+        }
+        let caller = self.word(memory, cfa.wrapping_sub(8));
+        let bp = if rule.rbp == Rbp::Saved as u8 {
+            self.word(memory, cfa.wrapping_add(i64::from(rule.rbp_offset) as u64))
+        } else if rule.rbp == Rbp::Lost as u8 {
+            Some(0)
+        } else {
+            Some(self.bp)
+        };
+        let (Some(caller), Some(bp)) = (caller, bp) else {
+            return self.end(NativeEnd::UnreadableStack);
+        };
+        self.ip = caller;
+        self.sp = cfa;
+        self.bp = bp;
+        self.runs = 0;
+        // What a thread's first function has instead of a caller, where it does not say so otherwise.
+        caller != 0 || self.end(NativeEnd::Complete)
+    }
+
+    /// The canonical frame address of this frame.
+    #[inline(always)]
+    fn frame_address<M: Memory>(
+        &mut self,
+        memory: &M,
+        rule: &Rule,
+        newest: bool,
+    ) -> Result<u64, NativeEnd> {
+        let base = if rule.register == RSP {
+            self.sp
+        } else if rule.register == RBP {
+            self.bp
+        } else if newest {
+            self.registers[rule.register as usize & (REGISTERS - 1)]
+        } else {
+            // A caller's: nobody has followed it.
+            0
+        };
+        let at = base.wrapping_add(i64::from(rule.offset) as u64);
+        if rule.cfa == Cfa::Register as u8 {
+            if base == 0 {
+                return Err(NativeEnd::Unsupported);
+            }
+            Ok(at)
+        } else if rule.cfa == Cfa::Memory as u8 {
+            let word = self.word(memory, at).ok_or(NativeEnd::UnreadableStack)?;
+            Ok(word.wrapping_add(i64::from(rule.add) as u64))
+        } else if rule.cfa == Cfa::Plt as u8 {
+            let behind = (self.ip & 15) as i64 >= i64::from(rule.add);
+            Ok(at.wrapping_add(8 * u64::from(behind)))
+        } else if rule.cfa == Cfa::Signal as u8 {
+            Ok(self.sp)
+        } else if rule.cfa == Cfa::End as u8 {
+            Err(NativeEnd::Complete)
+        } else if rule.cfa == Cfa::None as u8 {
+            Err(NativeEnd::NoRule)
+        } else {
+            Err(NativeEnd::Unsupported)
+        }
+    }
+
+    /// The entry frame that lies below `cfa`, in this native frame, is passed, and with it the Python
+    /// frames that it has entered.
+    #[inline(always)]
+    fn pass(&mut self, entries: &Entries, cfa: u64) {
+        let passed = self.passed;
+        if passed >= entries.count {
+            return;
+        }
+        let entry = entries.entries[passed as usize & (MAX_NATIVE - 1)];
+        if address(entry) < cfa {
+            self.newer = u32::from(newer(entry));
+            self.passed = passed + 1;
+        }
+    }
+
+    /// Goes on where a signal has interrupted the thread.
+    #[inline(always)]
+    fn interrupted<M: Memory>(&mut self, memory: &M) -> bool {
+        let sp = self.sp;
+        let ip = self.word(memory, sp.wrapping_add(SIGNAL_RIP));
+        let bp = self.word(memory, sp.wrapping_add(SIGNAL_RBP));
+        let sp = self.word(memory, sp.wrapping_add(SIGNAL_RSP));
+        let (Some(ip), Some(bp), Some(sp)) = (ip, bp, sp) else {
+            return self.end(NativeEnd::UnreadableStack);
+        };
+        self.ip = ip;
+        self.bp = bp;
+        self.sp = sp;
+        self.runs = 1;
+        true
+    }
+
+    /// The word at this address of the stack.
+    #[inline(always)]
+    fn word<M: Memory>(&mut self, memory: &M, address: u64) -> Option<u64> {
+        if address & 7 != 0 {
+            return None;
+        }
+        if address < self.low || address >= self.high {
+            let into = address & (WINDOW - 1);
+            let length = WINDOW - into;
+            if !memory.read(address, &mut self.window[into as usize..][..length as usize]) {
+                return None;
+            }
+            self.low = address;
+            self.high = address.wrapping_add(length);
+        }
+        let at = (address & (WINDOW - 8)) as usize;
+        // SAFETY: `at` is at most `WINDOW - 8`, so 8 bytes from there lie within the array.
+        Some(unsafe { self.window.as_ptr().add(at).cast::<u64>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    pub(crate) fn end(&mut self, end: NativeEnd) -> bool {
+        self.end = end as u32;
+        false
+    }
+}
+
+/// The rule for an address of the process.
+#[inline(always)]
+fn find_rule<T: Tables>(tables: &T, target: &Target, address: u64) -> Result<Rule, NativeEnd> {
+    let (first, count) = (target.first_mapping, target.mapping_count);
+    let slot = last_up_to(first, count, MAPPING_STEPS, |slot| {
+        Some(tables.mapping(slot)?.start <= address)
+    });
+    let Some(mapping) = slot.and_then(|slot| tables.mapping(slot)) else {
+        return Err(NativeEnd::NoMapping);
+    };
+    if address >= mapping.end {
+        return Err(NativeEnd::NoMapping);
+    }
+    let offset = (address - mapping.start).wrapping_add(mapping.offset);
+    let row = last_up_to(mapping.first_row, mapping.rows, ROW_STEPS, |index| {
+        Some(u64::from(tables.row_start(index)?) <= offset)
+    });
+    row.and_then(|index| tables.row_rule(index))
+        .ok_or(NativeEnd::NoRule)
+}
+
+/// Of `count` indices from `first` on, sorted, the last for which `holds`.
+#[inline(always)]
+fn last_up_to(
+    first: u32,
+    count: u32,
+    steps: u32,
+    holds: impl Fn(u32) -> Option<bool>,
+) -> Option<u32> {
+    let (mut low, mut high) = (first, first.wrapping_add(count));
+    for _ in 0..steps {
+        if low >= high {
+            break;
+        }
+        let middle = low + (high - low) / 2;
+        if holds(middle)? {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    (low != first).then(|| low - 1)
+}

@@ -1,0 +1,128 @@
+//! Native frames of a sample: the thread's registers as it left user space, the tables of its files
+//! from maps, and the loop over its frames.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::helpers::{
+    bpf_get_current_task_btf, bpf_loop, bpf_task_pt_regs, generated::bpf_probe_read_kernel,
+};
+use profiler_ebpf::{
+    MAX_NATIVE, Mapping, NativeEnd, PAGE_ROWS, REGISTERS, Rule, Target,
+    native::{Native, Tables},
+    python::Walk,
+};
+
+use super::{maps::*, task::CurrentProcess};
+
+/// `struct pt_regs` of arch/x86/include/asm/ptrace.h as words: r15, r14, r13, r12, bp, bx, r11, r10,
+/// r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss. Part of the ABI (ptrace(2)).
+const WORDS: usize = 21;
+const IP: usize = 16;
+const CS: usize = 17;
+/// Where in it the registers are, by DWARF's numbers.
+const PLACES: [usize; REGISTERS] = [10, 12, 11, 5, 13, 14, 4, 19, 9, 8, 7, 6, 3, 2, 1, 0];
+
+/// Walks the native frames of the current thread, below the Python frames that `walk` has found.
+#[inline(always)]
+pub(crate) fn walk_native(walk: &mut Walk, target: &Target) {
+    // A stack without Python frames is not shown.
+    if walk.stack.frames == 0 {
+        return;
+    }
+    let Some(native) = NATIVES.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's own scratch value; the program does not nest on one CPU.
+    let native = unsafe { &mut *native };
+    let ip = read_registers(native);
+    let begun = native.begin(target, &walk.entries, ip);
+    if ip == 0 {
+        native.end = NativeEnd::NoRegisters as u32;
+    } else if begun {
+        let mut job = Job {
+            walk,
+            native,
+            target,
+        };
+        // SAFETY: `step` has the signature that bpf_loop calls, and `job` outlives the call.
+        unsafe {
+            bpf_loop(
+                MAX_NATIVE as u32 + 1,
+                step as *mut c_void,
+                ptr::from_mut(&mut job).cast::<c_void>(),
+                0,
+            )
+        };
+    }
+    walk.take_native(native);
+}
+
+/// The registers with which the thread was in user space last: where it was interrupted, or has called
+/// the kernel. Gives its instruction; 0 when they can't be had.
+#[inline(always)]
+fn read_registers(native: &mut Native) -> u64 {
+    let mut words = [0u64; WORDS];
+    // SAFETY: `words` is writable for its length, and any bytes are a value of it; the helpers take
+    // the current task, and check the address.
+    let read = unsafe {
+        let registers = bpf_task_pt_regs(bpf_get_current_task_btf());
+        bpf_probe_read_kernel(
+            words.as_mut_ptr().cast::<c_void>(),
+            size_of::<[u64; WORDS]>() as u32,
+            registers as *const c_void,
+        )
+    };
+    // The two low bits tell the ring: 3 is user space.
+    if read != 0 || words[CS] & 3 != 3 {
+        return 0;
+    }
+    for (register, place) in native.registers.iter_mut().zip(PLACES) {
+        *register = words[place];
+    }
+    words[IP]
+}
+
+struct Job {
+    walk: *mut Walk,
+    native: *mut Native,
+    target: *const Target,
+}
+
+/// One frame, as `bpf_loop` calls it: 0 goes on, 1 ends.
+unsafe extern "C" fn step(_index: u64, job: *mut c_void) -> i64 {
+    // SAFETY: bpf_loop passes on the `Job` that `walk_native` made, whose pointers are live map values.
+    let (walk, native, target) = unsafe {
+        let job = &*job.cast::<Job>();
+        (&mut *job.walk, &mut *job.native, &*job.target)
+    };
+    let entries = &raw const walk.entries;
+    // SAFETY: a live map value, of which what `keep_native` writes is another part.
+    let entries = unsafe { &*entries };
+    i64::from(!native.step((&CurrentProcess, &Maps), target, entries, |index, frame| {
+        walk.keep_native(index, frame);
+    }))
+}
+
+/// The tables, from the maps that the daemon has filled.
+struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn mapping(&self, slot: u32) -> Option<Mapping> {
+        MAPPINGS.get(slot).copied()
+    }
+
+    #[inline(always)]
+    fn row_start(&self, index: u32) -> Option<u32> {
+        let page = ROWS.get(index / PAGE_ROWS)?;
+        Some(page.starts[(index % PAGE_ROWS) as usize])
+    }
+
+    #[inline(always)]
+    fn row_rule(&self, index: u32) -> Option<Rule> {
+        let page = ROWS.get(index / PAGE_ROWS)?;
+        let number = page.rules[(index % PAGE_ROWS) as usize];
+        RULES.get(number.into()).copied()
+    }
+}

@@ -21,8 +21,8 @@ pub use record::{
     Sample, Stack,
 };
 pub use unwind::{
-    Cfa, MAPPING_STEPS, MAX_MAPPINGS, MAX_NATIVE, MAX_PROCESS_MAPPINGS, MAX_RULES, Mapping, NativeEnd,
-    PAGE_ROWS, Page, RBP, REGISTERS, ROW_STEPS, RSP, Rbp, Rule,
+    Cfa, MAPPING_STEPS, MAX_MAPPINGS, MAX_NATIVE, MAX_PROCESS_MAPPINGS, MAX_RULES, Mapping,
+    NativeEnd, PAGE_ROWS, Page, RBP, REGISTERS, ROW_STEPS, RSP, Rbp, Rule,
 };
 
 /// Most Python frames that one sample keeps; what is deeper is cut at the root end.

@@ -93,6 +93,14 @@ impl Entries {
     }
 }
 
+/// The state of a search in tables: the answer lies before `high`, and not before the one before `low`.
+#[derive(Zeroable)]
+#[repr(C)]
+struct Search {
+    low: u32,
+    high: u32,
+}
+
 /// The state of one walk over native frames.
 #[derive(Zeroable)]
 #[repr(C)]
@@ -102,6 +110,8 @@ pub struct Native {
     bp: u64,
     /// Of the frames and how they ended.
     pub(crate) hash: u64,
+    /// The frame that was taken last, as [`frame`] makes it.
+    pub last: u64,
     /// The stack from the first address to the second is in `window`, each byte where it has its place
     /// in its page.
     low: u64,
@@ -116,9 +126,12 @@ pub struct Native {
     /// A [`NativeEnd`].
     pub end: u32,
     padding: u32,
+    search: Search,
     /// By DWARF's numbers, as they were in the newest frame.
     pub registers: [u64; REGISTERS],
-    window: [u8; WINDOW as usize + 8],
+    /// Half of it is in use: both the start and the length of a read are below a page, and the verifier
+    /// does not know their sum.
+    window: [u8; 2 * WINDOW as usize],
 }
 
 impl Native {
@@ -145,14 +158,13 @@ impl Native {
         target.mapping_count != 0 || self.end(NativeEnd::NotLoaded)
     }
 
-    /// Takes one frame, to be kept where `keep` puts it. False when the walk is over.
+    /// Takes one frame. False when the walk is over.
     #[inline(always)]
     pub fn step<M: Memory, T: Tables>(
         &mut self,
         (memory, tables): (&M, &T),
         target: &Target,
         entries: &Entries,
-        mut keep: impl FnMut(u32, u64),
     ) -> bool {
         let ip = self.ip;
         let newest = self.frames == 0;
@@ -160,8 +172,12 @@ impl Native {
             return self.end(NativeEnd::TooDeep);
         }
         // A call may be the last instruction of its function: what it returns to is another one's.
-        let inside = if self.runs != 0 { ip } else { ip.wrapping_sub(1) };
-        let rule = find_rule(tables, target, inside);
+        let inside = if self.runs != 0 {
+            ip
+        } else {
+            ip.wrapping_sub(1)
+        };
+        let rule = self.search.rule(tables, target, inside);
         let cfa = match rule {
             Ok(rule) => self.frame_address(memory, &rule, newest),
             Err(end) => Err(end),
@@ -170,7 +186,7 @@ impl Native {
             self.pass(entries, cfa);
         }
         let kept = frame(ip, u64::from(self.newer));
-        keep(self.frames, kept);
+        self.last = kept;
         self.frames += 1;
         self.hash = mix(self.hash, kept);
         let (rule, cfa) = match (rule, cfa) {
@@ -284,7 +300,10 @@ impl Native {
         if address < self.low || address >= self.high {
             let into = address & (WINDOW - 1);
             let length = WINDOW - into;
-            if !memory.read(address, &mut self.window[into as usize..][..length as usize]) {
+            if !memory.read(
+                address,
+                &mut self.window[into as usize..][..length as usize],
+            ) {
                 return None;
             }
             self.low = address;
@@ -302,46 +321,74 @@ impl Native {
     }
 }
 
-/// The rule for an address of the process.
-#[inline(always)]
-fn find_rule<T: Tables>(tables: &T, target: &Target, address: u64) -> Result<Rule, NativeEnd> {
-    let (first, count) = (target.first_mapping, target.mapping_count);
-    let slot = last_up_to(first, count, MAPPING_STEPS, |slot| {
-        Some(tables.mapping(slot)?.start <= address)
-    });
-    let Some(mapping) = slot.and_then(|slot| tables.mapping(slot)) else {
-        return Err(NativeEnd::NoMapping);
-    };
-    if address >= mapping.end {
-        return Err(NativeEnd::NoMapping);
+impl Search {
+    /// The rule for an address of the process.
+    #[inline(always)]
+    fn rule<T: Tables>(
+        &mut self,
+        tables: &T,
+        target: &Target,
+        address: u64,
+    ) -> Result<Rule, NativeEnd> {
+        let (first, count) = (target.first_mapping, target.mapping_count);
+        let slot = self.last(first, count, MAPPING_STEPS, |slot| {
+            Some(tables.mapping(slot)?.start <= address)
+        });
+        let Some(mapping) = slot.and_then(|slot| tables.mapping(slot)) else {
+            return Err(NativeEnd::NoMapping);
+        };
+        if address >= mapping.end {
+            return Err(NativeEnd::NoMapping);
+        }
+        let offset = (address - mapping.start).wrapping_add(mapping.offset);
+        let row = self.last(mapping.first_row, mapping.rows, ROW_STEPS, |index| {
+            Some(u64::from(tables.row_start(index)?) <= offset)
+        });
+        row.and_then(|index| tables.row_rule(index))
+            .ok_or(NativeEnd::NoRule)
     }
-    let offset = (address - mapping.start).wrapping_add(mapping.offset);
-    let row = last_up_to(mapping.first_row, mapping.rows, ROW_STEPS, |index| {
-        Some(u64::from(tables.row_start(index)?) <= offset)
-    });
-    row.and_then(|index| tables.row_rule(index))
-        .ok_or(NativeEnd::NoRule)
+
+    /// Of `count` indices from `first` on, sorted, the last for which `holds`.
+    #[inline(always)]
+    fn last(
+        &mut self,
+        first: u32,
+        count: u32,
+        steps: u32,
+        holds: impl Fn(u32) -> Option<bool>,
+    ) -> Option<u32> {
+        let (mut low, mut high) = (Unknown(&mut self.low), Unknown(&mut self.high));
+        low.set(first);
+        high.set(first.wrapping_add(count));
+        for _ in 0..steps {
+            if low.get() >= high.get() {
+                break;
+            }
+            let middle = low.get() + (high.get() - low.get()) / 2;
+            if holds(middle)? {
+                low.set(middle + 1);
+            } else {
+                high.set(middle);
+            }
+        }
+        (low.get() != first).then(|| low.get() - 1)
+    }
 }
 
-/// Of `count` indices from `first` on, sorted, the last for which `holds`.
-#[inline(always)]
-fn last_up_to(
-    first: u32,
-    count: u32,
-    steps: u32,
-    holds: impl Fn(u32) -> Option<bool>,
-) -> Option<u32> {
-    let (mut low, mut high) = (first, first.wrapping_add(count));
-    for _ in 0..steps {
-        if low >= high {
-            break;
-        }
-        let middle = low + (high - low) / 2;
-        if holds(middle)? {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
+/// A number in a map value that the compiler may not keep elsewhere: there the verifier would follow
+/// what it can be from step to step, and it doubles with each.
+struct Unknown<'a>(&'a mut u32);
+
+impl Unknown<'_> {
+    #[inline(always)]
+    fn get(&self) -> u32 {
+        // SAFETY: a reference is valid for reads.
+        unsafe { core::ptr::read_volatile(&raw const *self.0) }
     }
-    (low != first).then(|| low - 1)
+
+    #[inline(always)]
+    fn set(&mut self, number: u32) {
+        // SAFETY: a mutable reference is valid for writes.
+        unsafe { core::ptr::write_volatile(&raw mut *self.0, number) };
+    }
 }

@@ -18,16 +18,16 @@ use core::hint::black_box;
 use bytemuck::Zeroable;
 
 use crate::{
-    Chain, Frame, Layout, MAX_FRAMES, MAX_NATIVE, NO_INSTRUCTION, Outcome, RecordKind, Sample, Stack,
-    Target, layout_flags,
+    Chain, Frame, Layout, MAX_FRAMES, MAX_NATIVE, NO_INSTRUCTION, Outcome, RecordKind, Sample,
+    Stack, Target, layout_flags,
     native::{Entries, Native},
 };
 
 use bytes::{byte, half, read_word, word};
 pub use capture::{Capture, code_hash};
-pub use identity::{CODE_SPAN_MAX, CodeFault, identity};
 use identity::Identities;
 pub(crate) use identity::mix;
+pub use identity::{CODE_SPAN_MAX, CodeFault, identity};
 pub use thread::THREAD_SPAN_MAX;
 use thread::ThreadState;
 use torn::Mended;

@@ -129,6 +129,10 @@ pub struct RecordArgs {
     #[arg(short, long)]
     threads: bool,
 
+    /// Show what Python calls outside of Python: native frames among Python's
+    #[arg(short, long)]
+    native: bool,
+
     /// Count only samples that hold the GIL
     #[arg(short, long)]
     gil: bool,
@@ -220,6 +224,8 @@ pub struct Record {
     pub format: Format,
     pub shape: Shape,
     pub gil_only: bool,
+    /// Whether native frames are shown.
+    pub native: bool,
     /// `None`: as text alone.
     pub stats: Option<Stats>,
     /// Bytes of the ring buffer; `None`: as many as rate and CPUs need.
@@ -291,6 +297,7 @@ impl RecordArgs {
                 processes: true,
             },
             gil_only: self.gil,
+            native: self.native,
             stats: self.stats,
             buffer: self.buffer,
             bpf_log: self.bpf_log,

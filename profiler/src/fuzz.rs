@@ -4,7 +4,7 @@
 
 use bytemuck::Zeroable;
 use profiler_ebpf::python::Walk;
-use profiler_ebpf::{Frame, MAX_FRAMES, MAX_STEPS, Outcome, Sample, Stack};
+use profiler_ebpf::{MAX_FRAMES, MAX_STEPS, Outcome, Sample, Stack};
 
 use crate::bpf;
 use crate::cpython::fuzz::{Input, interpreter};
@@ -40,8 +40,8 @@ fn record(bytes: &[u8]) {
     match decode(bytes) {
         Some(Record::Sample { .. }) => assert!(bytes.len() >= size_of::<Sample>()),
         Some(Record::Stack { frames, .. }) => {
-            let taken = size_of::<Stack>() + frames.len() * size_of::<Frame>();
-            assert!(taken <= bytes.len() && frames.len() <= MAX_FRAMES);
+            let taken = size_of::<Stack>() + frames.bytes();
+            assert!(taken <= bytes.len() && frames.python.len() <= MAX_FRAMES);
         }
         _ => {}
     }

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use profiler_ebpf::{Frame, Outcome, Sample};
+use profiler_ebpf::{Outcome, Sample};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     cpython::threads,
     profile::{FrameId, Process, ProcessId, Profile, ThreadId},
-    sample::{self, Captured},
+    sample::{self, Captured, Frames},
     symbolize::{Naming, Symbols},
     tally::{Shown, Tally, shown},
     target::{Incarnation, Targets},
@@ -58,11 +58,14 @@ impl Recorder {
     }
 
     /// Takes in the frames of samples that are to come.
-    pub fn take_stack(&mut self, targets: &Targets, id: u32, hash: u64, frames: Box<[Frame]>) {
+    pub fn take_stack(&mut self, targets: &Targets, id: u32, hash: u64, frames: impl Into<Frames>) {
         // Of a process that is forgotten samples are not shown either: they are counted.
         if let Some(target) = targets.get(id) {
             let process = (target.pid, &*target.interpreter);
             self.symbols.take_stack(id, process, hash, frames);
+            if let Some(modules) = targets.modules(id) {
+                self.symbols.take_modules(id, modules);
+            }
         }
     }
 
@@ -209,7 +212,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use bytemuck::Zeroable as _;
-    use profiler_ebpf::Target;
+    use profiler_ebpf::{Frame, Target};
 
     use super::*;
     use crate::{

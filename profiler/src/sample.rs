@@ -4,7 +4,8 @@ mod captured;
 
 use bytemuck::AnyBitPattern;
 use profiler_ebpf::{
-    Code, Frame, MAX_FRAMES, Outcome, Process, ProcessEvent, RecordKind, Sample, Stack,
+    Code, Frame, MAX_FRAMES, MAX_NATIVE, NativeEnd, Outcome, Process, ProcessEvent, RecordKind,
+    Sample, Stack,
 };
 
 pub use captured::Captured;
@@ -20,10 +21,36 @@ pub enum Record {
     Stack {
         target: u32,
         hash: u64,
-        frames: Box<[Frame]>,
+        frames: Frames,
     },
     Code(Captured),
     Process(ProcessEvent, Process),
+}
+
+/// The frames of a stack, newest first.
+#[derive(Debug)]
+pub struct Frames {
+    pub python: Box<[Frame]>,
+    /// As [`profiler_ebpf::native::frame`] makes them.
+    pub native: Box<[u64]>,
+    pub native_end: NativeEnd,
+}
+
+impl From<Box<[Frame]>> for Frames {
+    fn from(python: Box<[Frame]>) -> Frames {
+        Frames {
+            python,
+            native: Box::default(),
+            native_end: NativeEnd::NotAsked,
+        }
+    }
+}
+
+impl Frames {
+    /// How many bytes they take.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.python) + size_of_val(&*self.native)
+    }
 }
 
 /// Reads one record; `None` if it is not one of this contract's (which is a fault of ours, or of
@@ -39,15 +66,22 @@ pub fn decode(bytes: &[u8]) -> Option<Record> {
     } else if kind == RecordKind::Stack as u32 {
         let (stack, rest) = split::<Stack>(bytes)?;
         let count = usize::try_from(stack.frames).ok()?;
-        if count > MAX_FRAMES {
+        let native = usize::from(stack.native);
+        if count > MAX_FRAMES || native > MAX_NATIVE {
             return None;
         }
-        let frames = rest.get(..count * size_of::<Frame>())?;
-        let frames = frames.chunks_exact(size_of::<Frame>());
+        let (python, rest) = rest.split_at_checked(count * size_of::<Frame>())?;
+        let native = rest.get(..native * size_of::<u64>())?;
+        let python = python.chunks_exact(size_of::<Frame>());
+        let native = native.chunks_exact(size_of::<u64>());
         Some(Record::Stack {
             target: stack.target,
             hash: stack.hash,
-            frames: frames.map(bytemuck::pod_read_unaligned).collect(),
+            frames: Frames {
+                python: python.map(bytemuck::pod_read_unaligned).collect(),
+                native: native.map(bytemuck::pod_read_unaligned).collect(),
+                native_end: NativeEnd::from_number(stack.native_end)?,
+            },
         })
     } else if kind == RecordKind::Code as u32 {
         let (code, rest) = split::<Code>(bytes)?;
@@ -146,6 +180,7 @@ mod tests {
             else {
                 panic!("not a stack");
             };
+            let frames = frames.python;
             assert_eq!((target, hash, frames.len()), (5, 77, count as usize));
             assert!(frames.iter().all(|frame| frame.instruction == -1));
         }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use profiler_ebpf::NativeEnd;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     process::Child,
@@ -222,9 +223,13 @@ impl Session {
                     target,
                     hash,
                     frames,
-                }) => self
-                    .recorder
-                    .take_stack(&self.targets, target, hash, frames),
+                }) => {
+                    if frames.native_end == NativeEnd::NotLoaded {
+                        self.targets.load_native(&mut self.kernel, target);
+                    }
+                    self.recorder
+                        .take_stack(&self.targets, target, hash, frames);
+                }
                 Some(Record::Code(code)) => self.recorder.take_code(&self.targets, code),
                 Some(Record::Process(event, process)) => {
                     self.targets.take_event(&mut self.kernel, event, &process);

@@ -12,7 +12,7 @@ use profiler_ebpf::{Counter, Outcome};
 use crate::{
     bpf::Counts,
     profile::{Profile, plural},
-    symbolize::Symbols,
+    symbolize::{Symbols, why_missing},
 };
 
 pub use balance::Discrepancy;
@@ -243,6 +243,13 @@ impl Tally {
             line(format_args!(
                 "  {frames:>7} frames without a name: {reason}"
             ));
+        }
+        for (end, stacks) in symbols.native_ends() {
+            if let Some(why) = why_missing(end) {
+                line(format_args!(
+                    "  {stacks:>7} stacks without some native frames: {why}"
+                ));
+            }
         }
         for found in self.discrepancies(counts, total.samples) {
             line(format_args!(

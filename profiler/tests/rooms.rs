@@ -16,7 +16,10 @@ const PIPELINE: [(&str, &[&str]); 9] = [
     ("bpf", &[]),
     ("target", &["bpf", "cpython", "memory", "unwind"]),
     ("sample", &[]),
-    ("symbolize", &["cpython", "memory", "profile", "sample"]),
+    (
+        "symbolize",
+        &["cpython", "memory", "profile", "sample", "unwind"],
+    ),
     ("profile", &[]),
     ("output", &["profile"]),
 ];

@@ -96,12 +96,12 @@ unsafe extern "C" fn step(_index: u64, job: *mut c_void) -> i64 {
         let job = &*job.cast::<Job>();
         (&mut *job.walk, &mut *job.native, &*job.target)
     };
-    let entries = &raw const walk.entries;
-    // SAFETY: a live map value, of which what `keep_native` writes is another part.
-    let entries = unsafe { &*entries };
-    i64::from(!native.step((&CurrentProcess, &Maps), target, entries, |index, frame| {
-        walk.keep_native(index, frame);
-    }))
+    let taken = native.frames;
+    let more = native.step((&CurrentProcess, &Maps), target, &walk.entries);
+    if native.frames != taken {
+        walk.keep_native(taken, native.last);
+    }
+    i64::from(!more)
 }
 
 /// The tables, from the maps that the daemon has filled.

@@ -9,13 +9,14 @@ pub mod namespace;
 mod perf;
 mod programs;
 mod sideband;
+mod tables;
 
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd as _, OwnedFd},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
@@ -29,6 +30,7 @@ pub use programs::Steps;
 use programs::{Programs, program};
 use sideband::Sideband;
 pub use sideband::{FileId, Mapping};
+pub use tables::{ROWS_MAX, Tables};
 
 /// The kernel object, built by `build.rs`.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pyebpf-kernel"));
@@ -61,6 +63,8 @@ pub struct Settings {
     pub ring: Option<u32>,
     /// How frames are stepped over.
     pub steps: Steps,
+    /// Whether native frames are walked, too.
+    pub native: bool,
 }
 
 /// The loaded programs and their maps. Dropping it detaches everything.
@@ -81,6 +85,8 @@ pub struct Kernel {
     sideband: Sideband,
     log: Option<log::Reader>,
     programs: Programs,
+    /// Where native frames are walked.
+    tables: Option<Tables>,
     ebpf: Ebpf,
 }
 
@@ -120,6 +126,12 @@ impl Kernel {
         for (name, value) in &namespace {
             loader.override_global(name, value, true);
         }
+        if settings.native {
+            for (name, size) in tables::SIZES {
+                loader.map_max_entries(name, size);
+            }
+        }
+        let native = u32::from(settings.native);
         let mut ebpf = loader
             .override_global("TASK_FSBASE", &fsbase, true)
             .override_global("TASK_TGID", &tgid, true)
@@ -129,12 +141,20 @@ impl Kernel {
             .override_global("CPUS", &cpus, true)
             .override_global("ALL_PROCESSES", &all, true)
             .override_global("FOLLOW_CHILDREN", &follow, true)
+            .override_global("NATIVE", &native, true)
             .override_global(log::LEVEL, &log_level, true)
             .map_max_entries("RECORDS", ring)
             .map_max_entries("PERIODS", cpus)
             .load(OBJECT)
             .context("the kernel refused the program's maps")?;
         let programs = Programs::load(&mut ebpf, settings.steps)?;
+        if settings.native && programs.steps != Steps::Loop {
+            bail!("native frames need Linux 5.17 or newer, or `--steps loop`");
+        }
+        let tables = settings
+            .native
+            .then(|| Tables::take(&mut ebpf))
+            .transpose()?;
         let mut sideband = Sideband::new()?;
         sideband.follow(&online)?;
         Ok(Kernel {
@@ -154,8 +174,22 @@ impl Kernel {
                 .then(|| log::Reader::open(&mut ebpf))
                 .transpose()?,
             programs,
+            tables,
             ebpf,
         })
+    }
+
+    /// Whether native frames are walked.
+    pub fn walks_native(&self) -> bool {
+        self.tables.is_some()
+    }
+
+    /// The tables from which native frames are walked.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn tables(&mut self) -> Result<&mut Tables> {
+        self.tables.as_mut().context("native frames are not walked")
     }
 
     /// How the loaded program steps from frame to frame: by a loop or by calls.

@@ -61,6 +61,7 @@ async fn record(
         log: config.bpf_log,
         ring: config.buffer,
         steps: config.steps,
+        native: config.native,
     })?;
     let arguments: Vec<String> = std::env::args_os()
         .map(|argument| argument.to_string_lossy().into_owned())

@@ -28,20 +28,47 @@ pub struct Mapping {
 /// # Errors
 /// When `/proc/PID/maps` can't be read: the process is gone or not ours to look at.
 pub(super) fn executable_files(pid: u32) -> Result<Vec<Mapping>> {
+    Ok(parse(&maps(pid)?))
+}
+
+/// `/proc/PID/maps`, as far as it is of a sensible size.
+fn maps(pid: u32) -> Result<String> {
     let path = format!("/proc/{pid}/maps");
     let mut text = Vec::new();
     File::open(&path)
         .and_then(|file| file.take(MAPS_MAX).read_to_end(&mut text))
         .with_context(|| format!("cannot read {path}"))?;
-    Ok(parse(&String::from_utf8_lossy(&text)))
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A mapped part of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// As `/proc/PID/maps` has it.
+    pub device: String,
+    pub executable: bool,
+    pub mapping: Mapping,
+}
+
+/// Every mapping of a file that process `pid` has, in the order of addresses.
+///
+/// # Errors
+/// When `/proc/PID/maps` can't be read: the process is gone or not ours to look at.
+pub fn mapped_files(pid: u32) -> Result<Vec<Part>> {
+    let text = maps(pid)?;
+    let parts = text.lines().filter_map(parse_any);
+    Ok(parts
+        .map(|(device, executable, mapping)| Part {
+            device: device.to_owned(),
+            executable,
+            mapping,
+        })
+        .collect())
 }
 
 /// Where process `pid` has mapped the first byte of the file that `mapping` is a part of.
 pub(super) fn first_byte(pid: u32, mapping: &Mapping) -> Option<u64> {
-    let mut text = Vec::new();
-    let file = File::open(format!("/proc/{pid}/maps")).ok()?;
-    file.take(MAPS_MAX).read_to_end(&mut text).ok()?;
-    first_byte_in(&String::from_utf8_lossy(&text), mapping)
+    first_byte_in(&maps(pid).ok()?, mapping)
 }
 
 pub(super) fn first_byte_in(text: &str, mapping: &Mapping) -> Option<u64> {
@@ -107,6 +134,14 @@ impl Mapping {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         }
         Ok((named, metadata))
+    }
+
+    /// The mapped file itself, open.
+    ///
+    /// # Errors
+    /// When the process, or the mapping, is gone, or is not ours to look at.
+    pub fn open(&self, pid: u32) -> io::Result<File> {
+        File::open(self.file(pid)?.0)
     }
 
     /// The path as a person knows it.

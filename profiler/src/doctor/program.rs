@@ -122,6 +122,7 @@ fn run() -> anyhow::Result<(u64, Duration, &'static str)> {
         log: false,
         ring: None,
         steps: Steps::Best,
+        native: false,
     })?;
     let steps = match kernel.steps() {
         Steps::Calls => "tail calls (there is no bpf_loop)",

@@ -5,26 +5,34 @@
 //! together with all others: when the budget is used up an *epoch* ends. The kernel is told to make
 //! every hash anew, and what was known is kept until what is on its way has been read.
 
+mod natives;
 mod python;
+mod stitch;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher as _, RandomState},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use profiler_ebpf::Frame;
+use profiler_ebpf::{Frame, NativeEnd};
 use rustc_hash::FxHashMap;
 
 use crate::{
     cpython::{Interpreter, code::Reason},
     profile::{FrameId, Profile},
-    sample::Captured,
+    sample::{Captured, Frames},
+    unwind::Modules,
 };
 
+use natives::Natives;
+pub use natives::{NativeNames, NoNames};
 use python::{Process, Shown};
+use stitch::Place;
+pub use stitch::why_missing;
 
 /// How many bytes what is known of all processes may take in one epoch; the one before is kept for
 /// a moment. A program that makes new code all the time, or huge line tables, costs time and not
@@ -44,8 +52,15 @@ pub struct Symbols {
     /// What was known when the last epoch ended, and when that was.
     before: Option<(Known, Instant)>,
     unknown: BTreeMap<Reason, u64>,
+    /// Who names native frames.
+    names: Box<dyn NativeNames>,
+    /// By incarnation.
+    natives: FxHashMap<u32, Natives>,
+    /// How the walks over native frames of the stacks that were named have ended.
+    native_ends: [u64; NativeEnd::ALL.len()],
     /// Working memory: the stack that is being named.
     frames: Vec<Frame>,
+    native: Vec<u64>,
 }
 
 /// What became of a stack that was to be named.
@@ -76,7 +91,11 @@ impl Default for Symbols {
             known: Known::default(),
             before: None,
             unknown: BTreeMap::new(),
+            names: Box::new(NoNames),
+            natives: FxHashMap::default(),
+            native_ends: [0; NativeEnd::ALL.len()],
             frames: Vec::new(),
+            native: Vec::new(),
         }
     }
 }
@@ -93,11 +112,17 @@ impl Symbols {
         id: u32,
         process: (u32, &Interpreter),
         hash: u64,
-        frames: Box<[Frame]>,
+        frames: impl Into<Frames>,
     ) {
+        let frames = frames.into();
         self.known
             .with(id, process, |process| process.take_stack(hash, frames));
         self.limit();
+    }
+
+    /// Takes in what an incarnation runs native code from.
+    pub fn take_modules(&mut self, id: u32, modules: &Arc<Modules>) {
+        self.natives.entry(id).or_default().set(modules);
     }
 
     /// Takes in what the kernel copied of a code object of a process.
@@ -130,7 +155,13 @@ impl Symbols {
         let mut nameless = Vec::new();
         let mut stack = std::mem::take(&mut self.frames);
         stack.clear();
-        stack.extend_from_slice(frames);
+        stack.extend_from_slice(&frames.python);
+        let mut native = std::mem::take(&mut self.native);
+        native.clear();
+        native.extend_from_slice(&frames.native);
+        let native_end = frames.native_end;
+        // What is not shown keeps its place until native frames have theirs.
+        let mut python = Vec::with_capacity(stack.len());
         for frame in &stack {
             let before = match &mut self.before {
                 Some((before, _)) => before.processes.get_mut(&id),
@@ -142,16 +173,34 @@ impl Symbols {
             // After each frame: those of one deep stack alone could fill the memory.
             self.limit();
             match shown {
-                Shown::As(id) => named.push(id),
-                Shown::Not => {}
+                Shown::As(id) => python.push(Some(id)),
+                Shown::Not => python.push(None),
                 Shown::Unknown(id, reason) => {
                     nameless.push(reason);
-                    named.push(id);
+                    python.push(Some(id));
                 }
             }
         }
         self.frames = stack;
-        if wait && !nameless.is_empty() {
+        let wait = wait && !nameless.is_empty();
+        if !wait && native_end == NativeEnd::NotAsked {
+            named.extend(python.into_iter().flatten());
+        } else if !wait {
+            self.native_ends[native_end as usize] += 1;
+            let natives = self.natives.entry(id).or_default();
+            let native = natives.name(profile, &mut *self.names, &native);
+            let places: Vec<_> = native.iter().map(|(_, native)| *native).collect();
+            stitch::stitch(python.len(), &places, native_end, |place| match place {
+                Place::Python(index) => named.extend(python[index]),
+                Place::Native(index) => named.push(native[index].0),
+                Place::Missing => {
+                    let why = why_missing(native_end).unwrap_or_default();
+                    named.push(profile.marker(&format!("[unknown: native frames, {why}]")));
+                }
+            });
+        }
+        self.native = native;
+        if wait {
             return Naming::Wait;
         }
         for reason in nameless {
@@ -169,6 +218,7 @@ impl Symbols {
 
     /// Forgets the processes for which `keep` is false. No epoch ends: their ids do not come back.
     pub fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+        self.natives.retain(|&id, _| keep(id));
         self.known.retain(&keep);
         if let Some((before, _)) = &mut self.before {
             before.retain(&keep);
@@ -178,6 +228,13 @@ impl Symbols {
     /// How many frames had no name, and why.
     pub fn unknown(&self) -> &BTreeMap<Reason, u64> {
         &self.unknown
+    }
+
+    /// How the walks over native frames of the stacks that were named have ended, as far as any were
+    /// asked for.
+    pub fn native_ends(&self) -> impl Iterator<Item = (NativeEnd, u64)> {
+        let asked = NativeEnd::ALL.into_iter().zip(self.native_ends);
+        asked.filter(|&(end, count)| end != NativeEnd::NotAsked && count > 0)
     }
 
     /// Ends the epoch when its memory is used up; not while samples on their way may need the

@@ -17,11 +17,11 @@ use crate::{
     },
     memory::ProcessMemory,
     profile::{FrameId, Function, FunctionId, Profile},
-    sample::Captured,
+    sample::{Captured, Frames},
 };
 
 /// What an entry of each map takes, about, beside what it points to.
-const STACK_BYTES: usize = 40;
+const STACK_BYTES: usize = 64;
 const CODE_BYTES: usize = 96;
 const FRAME_BYTES: usize = 48;
 const FILE_BYTES: usize = 80;
@@ -34,7 +34,7 @@ pub(super) struct Process {
     /// The process's root folder, seen from here.
     root: PathBuf,
     /// By hash.
-    stacks: FxHashMap<u64, Box<[Frame]>>,
+    stacks: FxHashMap<u64, Frames>,
     codes: FxHashMap<(u64, u32), Named>,
     /// What the kernel copied of code objects that were not named yet.
     captured: FxHashMap<(u64, u32), Captured>,
@@ -110,8 +110,8 @@ impl Process {
     }
 
     /// Keeps the frames of a stack.
-    pub(super) fn take_stack(&mut self, hash: u64, frames: Box<[Frame]>) {
-        let bytes = |frames: &[Frame]| STACK_BYTES + size_of_val(frames);
+    pub(super) fn take_stack(&mut self, hash: u64, frames: Frames) {
+        let bytes = |frames: &Frames| STACK_BYTES + frames.bytes();
         self.bytes += bytes(&frames);
         if let Some(replaced) = self.stacks.insert(hash, frames) {
             self.bytes -= bytes(&replaced);
@@ -119,8 +119,8 @@ impl Process {
     }
 
     /// The frames of the stack with this hash.
-    pub(super) fn stack(&self, hash: u64) -> Option<&[Frame]> {
-        self.stacks.get(&hash).map(|frames| &**frames)
+    pub(super) fn stack(&self, hash: u64) -> Option<&Frames> {
+        self.stacks.get(&hash)
     }
 
     /// Keeps what the kernel copied of a code object, if that is of use.

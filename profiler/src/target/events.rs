@@ -35,7 +35,11 @@ impl Targets {
                     self.followed.insert(pid);
                 }
                 let parent = process.parent_target;
-                if parent == 0 || !self.incarnations.inherit(pid, id, parent) {
+                let inherits = parent != 0 && self.incarnations.inherit(pid, id, parent);
+                if inherits {
+                    self.natives.share(id, parent);
+                }
+                if !inherits {
                     self.look(kernel, pid, 0);
                 } else if self.starting.contains_key(&parent) {
                     self.starting.insert(id, Starting::default());
@@ -88,6 +92,9 @@ impl Targets {
             // 0 and all ones: a process that we can't see, or that is gone.
             let of_interest = self.all && pid != 0 && pid != u32::MAX || self.follows(pid);
             let known = self.incarnations.current(pid);
+            if let Some(id) = known {
+                self.natives.note_change(id);
+            }
             if !of_interest || known.is_some_and(|id| !self.starting.contains_key(&id)) {
                 continue;
             }
@@ -103,6 +110,9 @@ impl Targets {
     /// true when there is more.
     pub fn look_around(&mut self, kernel: &mut Kernel) -> bool {
         let until = Instant::now() + LOOKING;
+        for id in self.natives.take_changed() {
+            self.load_native(kernel, id);
+        }
         while let Some(mapping) = self.mappings.pop_front() {
             match self.files.is_python(&mapping, &mut self.binaries) {
                 Ok(false) => {}

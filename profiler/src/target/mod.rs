@@ -12,10 +12,12 @@ mod groups;
 mod incarnations;
 mod layouts;
 mod look;
+mod natives;
 mod process;
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    sync::Arc,
     time::Instant,
 };
 
@@ -26,6 +28,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::{
     bpf::{Kernel, Mapping},
     cpython::{self, Binaries, Detection},
+    unwind::Modules,
 };
 
 pub use cgroup::Cgroups;
@@ -33,6 +36,7 @@ use files::Files;
 pub use groups::{Ambiguous, Groups};
 use incarnations::Incarnations;
 pub use incarnations::{About, Incarnation};
+use natives::Natives;
 pub use process::{Condition, Pid, command_line, exists, process_of_thread};
 
 /// How often a look at a process that runs may fail before it is given up until the next event.
@@ -75,6 +79,7 @@ pub struct Targets {
     lost: u64,
     /// How many mappings there was no time for.
     overrun: u64,
+    natives: Natives,
     notices: Vec<String>,
     /// What was said of single processes, and is said once.
     said: BTreeSet<String>,
@@ -181,6 +186,7 @@ impl Targets {
         self.ended.clear();
         self.incarnations.tick();
         self.look_who_moved(kernel);
+        self.natives.tick(|id| self.incarnations.get(id).is_some());
         let incarnations = &self.incarnations;
         self.starting
             .retain(|&id, _| incarnations.get(id).is_some());
@@ -209,6 +215,36 @@ impl Targets {
     /// The process that a sample was taken of.
     pub fn get(&self, id: u32) -> Option<&Incarnation> {
         self.incarnations.get(id)
+    }
+
+    /// What an incarnation runs native code from, as far as that is known.
+    pub fn modules(&self, id: u32) -> Option<&Arc<Modules>> {
+        self.natives.modules(id)
+    }
+
+    /// How many files have no unwind tables: there was no room for them, or they are no good.
+    pub fn without_tables(&self) -> (u64, u64) {
+        (self.natives.full, self.natives.refused)
+    }
+
+    /// Loads the unwind tables of an incarnation that was sampled, unless it has ended.
+    pub fn load_native(&mut self, kernel: &mut Kernel, id: u32) {
+        let Some(process) = self.incarnations.get(id) else {
+            return;
+        };
+        let (pid, interpreter) = (process.pid, process.interpreter.clone());
+        if self.incarnations.current(pid) != Some(id) {
+            return;
+        }
+        let loaded = self.natives.load(kernel, (pid, id), &interpreter);
+        if let Err(error) = loaded
+            && exists(pid)
+        {
+            let name = process::name(pid);
+            self.notice(format!(
+                "process {pid} ({name}) has no native frames: {error:#}"
+            ));
+        }
     }
 
     /// How many profiled processes run now.

@@ -5,7 +5,7 @@ use gimli::{
     CfaRule, EndianSlice, Expression, LittleEndian, Operation, Register, RegisterRule,
     UnwindExpression, UnwindSection, UnwindTableRow, X86_64,
 };
-use profiler_ebpf::{Cfa, MAX_RULES, RBP, RSP, Rbp, Rule};
+use profiler_ebpf::{Cfa, MAX_RULES, RSP, Rbp, Rule};
 use rustc_hash::FxHashMap;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
@@ -220,6 +220,8 @@ fn linkage(from: u64) -> Option<Rule> {
 
 #[cfg(test)]
 mod tests {
+    use profiler_ebpf::RBP;
+
     use super::*;
 
     #[test]

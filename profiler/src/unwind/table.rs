@@ -67,18 +67,13 @@ impl Table {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn parse<'data>(
-        data: impl ReadRef<'data>,
-        rules: &mut Rules,
-    ) -> Result<Table, Refusal> {
+    pub fn parse<'data>(data: impl ReadRef<'data>, rules: &mut Rules) -> Result<Table, Refusal> {
         let file = ElfFile64::<object::LittleEndian, _>::parse(data)?;
         let endian = object::LittleEndian;
         let code: Vec<Segment> = file
             .elf_program_headers()
             .iter()
-            .filter(|header| {
-                header.p_type(endian) == PT_LOAD && header.p_flags(endian) & PF_X != 0
-            })
+            .filter(|header| header.p_type(endian) == PT_LOAD && header.p_flags(endian) & PF_X != 0)
             .map(|header| Segment {
                 address: header.p_vaddr(endian),
                 offset: header.p_offset(endian),

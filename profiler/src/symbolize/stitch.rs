@@ -1,0 +1,141 @@
+//! Python and native frames of one stack, interleaved: each native frame says how many Python frames
+//! are newer than it. Takes numbers and gives positions; it names nothing.
+
+use profiler_ebpf::{NativeEnd, native::NEWER_UNTOLD};
+
+/// A native frame, for its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Native {
+    /// How many Python frames are newer, or [`NEWER_UNTOLD`].
+    pub(super) newer: u16,
+    /// Whether it is of the interpreter's own code.
+    pub(super) interpreter: bool,
+}
+
+/// What stands at one place of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The Python frame of this index.
+    Python(usize),
+    /// The native frame of this index.
+    Native(usize),
+    /// Native frames that are not known.
+    Missing,
+}
+
+/// Gives `place` what is to be shown, newest first. The interpreter's own frames between two Python
+/// frames are not: they say only how the one came to call the other.
+///
+/// Where native frames do not tell their place, those are shown that Python's newest frame has called:
+/// the ones before the interpreter's first.
+pub(super) fn stitch(
+    python: usize,
+    native: &[Native],
+    end: NativeEnd,
+    mut place: impl FnMut(Place),
+) {
+    let mut placed = 0;
+    let mut untold = false;
+    for (index, frame) in native.iter().enumerate() {
+        if frame.newer == NEWER_UNTOLD {
+            untold = true;
+            if frame.interpreter && python > 0 {
+                break;
+            }
+            place(Place::Native(index));
+            continue;
+        }
+        let newer = usize::from(frame.newer).min(python);
+        while placed < newer {
+            place(Place::Python(placed));
+            placed += 1;
+        }
+        if !frame.interpreter || placed == 0 || placed == python {
+            place(Place::Native(index));
+        }
+    }
+    if !untold && !matches!(end, NativeEnd::NotAsked | NativeEnd::Complete) {
+        place(Place::Missing);
+    }
+    for index in placed..python {
+        place(Place::Python(index));
+    }
+}
+
+/// Why native frames are missing, to a person.
+pub fn why_missing(end: NativeEnd) -> Option<&'static str> {
+    Some(match end {
+        NativeEnd::NotAsked | NativeEnd::Complete => return None,
+        NativeEnd::TooDeep => "more than 128",
+        NativeEnd::NotLoaded => "the process was met just now",
+        NativeEnd::NoMapping => "an address in no file",
+        NativeEnd::NoRule => "code without unwind information",
+        NativeEnd::Unsupported => "unwind information of an unknown kind",
+        NativeEnd::UnreadableStack => "the stack was not in memory",
+        NativeEnd::BadStack => "the stack makes no sense",
+        NativeEnd::NoRegisters => "no registers",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `p0 p1`: Python frames; `n0`: native frames, `?`: some are missing. Of the native frames each is
+    /// given by how many Python frames are newer, `i` for one of the interpreter.
+    fn check(python: usize, native: &[(u16, char)], end: NativeEnd, expected: &str) {
+        let native: Vec<Native> = native
+            .iter()
+            .map(|&(newer, kind)| Native {
+                newer,
+                interpreter: kind == 'i',
+            })
+            .collect();
+        let mut seen = Vec::new();
+        stitch(python, &native, end, |place| {
+            seen.push(match place {
+                Place::Python(index) => format!("p{index}"),
+                Place::Native(index) => format!("n{index}"),
+                Place::Missing => "?".to_owned(),
+            });
+        });
+        assert_eq!(seen.join(" "), expected);
+    }
+
+    #[test]
+    fn frames_are_interleaved_and_the_interpreter_is_folded() {
+        let whole = NativeEnd::Complete;
+        // C called by Python's newest frame; one loop that runs two Python frames; C that calls back.
+        let native = [
+            (0, 'c'),
+            (0, 'i'),
+            (2, 'i'),
+            (2, 'i'),
+            (2, 'c'),
+            (2, 'i'),
+            (3, 'i'),
+            (4, 'i'),
+            (4, 'c'),
+        ];
+        check(4, &native, whole, "n0 n1 p0 p1 n4 p2 p3 n7 n8");
+        check(2, &[], NativeEnd::NotAsked, "p0 p1");
+        check(0, &[(0, 'i'), (0, 'c')], whole, "n0 n1");
+    }
+
+    #[test]
+    fn what_is_missing_has_its_place() {
+        let end = NativeEnd::NoRule;
+        check(3, &[(0, 'c'), (1, 'i'), (1, 'c')], end, "n0 p0 n2 ? p1 p2");
+        check(1, &[], end, "? p0");
+        // More than there are: a stack that was torn.
+        check(1, &[(0, 'c'), (9, 'c')], NativeEnd::Complete, "n0 p0 n1");
+    }
+
+    #[test]
+    fn frames_that_do_not_tell_their_place_are_shown_up_to_the_interpreter() {
+        let untold = NEWER_UNTOLD;
+        let native = [(untold, 'c'), (untold, 'c'), (untold, 'i'), (untold, 'c')];
+        check(2, &native, NativeEnd::Complete, "n0 n1 p0 p1");
+        check(2, &native[2..], NativeEnd::Complete, "p0 p1");
+    }
+}

@@ -1,0 +1,284 @@
+//! Unwind tables of the processes whose native frames are walked: of each file once, whoever maps it,
+//! read when a process is sampled for the first time, forgotten with the last that has it.
+
+use std::{fs::File, sync::Arc};
+
+use anyhow::Result;
+use profiler_ebpf::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, Mapping};
+use rustc_hash::FxHashMap;
+
+use crate::{
+    bpf::{Kernel, ROWS_MAX},
+    cpython::{self, Interpreter},
+    unwind::{Module, Modules, Ranges, Rules, Table},
+};
+
+/// A file as `/proc/PID/maps` names it: device and inode.
+type FileKey = (String, u64);
+
+/// The rows of one file in the kernel's map.
+#[derive(Clone, Copy)]
+struct Loaded {
+    first: u32,
+    rows: u32,
+    /// How many spaces have it mapped.
+    users: u32,
+}
+
+/// The mappings of one process, or of several that were forked from one another.
+struct Space {
+    first: u32,
+    count: u32,
+    files: Vec<FileKey>,
+    modules: Arc<Modules>,
+    /// How many processes have it.
+    users: u32,
+}
+
+/// What is loaded for whom.
+pub(super) struct Natives {
+    rules: Rules,
+    /// How many rules the kernel has.
+    rules_set: usize,
+    rows: Ranges,
+    slots: Ranges,
+    files: FxHashMap<FileKey, Loaded>,
+    /// By number.
+    spaces: FxHashMap<u64, Space>,
+    last_space: u64,
+    /// By incarnation.
+    processes: FxHashMap<u32, u64>,
+    /// Spaces that nobody has any more, until walks that began before are over.
+    retired: Vec<Space>,
+    /// Incarnations that have mapped something since.
+    changed: Vec<u32>,
+    /// How many files found no room, or had unwind information that is no good.
+    pub(super) full: u64,
+    pub(super) refused: u64,
+}
+
+impl Default for Natives {
+    fn default() -> Natives {
+        Natives {
+            rules: Rules::default(),
+            rules_set: 0,
+            rows: Ranges::new(ROWS_MAX),
+            slots: Ranges::new(MAX_MAPPINGS),
+            files: FxHashMap::default(),
+            spaces: FxHashMap::default(),
+            last_space: 0,
+            processes: FxHashMap::default(),
+            retired: Vec::new(),
+            changed: Vec::new(),
+            full: 0,
+            refused: 0,
+        }
+    }
+}
+
+impl Natives {
+    /// What an incarnation runs code from, as far as that is loaded.
+    pub(super) fn modules(&self, id: u32) -> Option<&Arc<Modules>> {
+        let space = self.processes.get(&id)?;
+        Some(&self.spaces[space].modules)
+    }
+
+    /// Loads the tables of what process `pid`, incarnation `id`, has mapped now, and tells the kernel.
+    ///
+    /// # Errors
+    /// When the process is gone, or the kernel refuses.
+    pub(super) fn load(
+        &mut self,
+        kernel: &mut Kernel,
+        (pid, id): (u32, u32),
+        interpreter: &Interpreter,
+    ) -> Result<()> {
+        let known = [
+            interpreter.target.code_type,
+            interpreter.target.interpreters,
+        ];
+        let modules = modules(pid, &known)?;
+        let mut mappings = Vec::new();
+        let mut files = Vec::new();
+        for (module, file) in &modules {
+            if mappings.len() as u32 >= MAX_PROCESS_MAPPINGS {
+                self.full += 1;
+                break;
+            }
+            let key = (module.device.clone(), module.inode);
+            let loaded = match self.files.get_mut(&key) {
+                Some(loaded) => {
+                    loaded.users += 1;
+                    *loaded
+                }
+                None => self.load_file(kernel, &key, file.open(pid))?,
+            };
+            files.push(key);
+            mappings.push(Mapping {
+                start: module.start,
+                end: module.end,
+                offset: module.offset,
+                first_row: loaded.first,
+                rows: loaded.rows,
+            });
+        }
+        let count = mappings.len() as u32;
+        let modules = modules.into_iter().map(|(module, _)| module).collect();
+        let mut space = Space {
+            first: 0,
+            count: 0,
+            files,
+            modules: Arc::new(Modules::new(modules)),
+            users: 1,
+        };
+        match self.slots.take(count) {
+            Some(first) => (space.first, space.count) = (first, count),
+            None => self.full += 1,
+        }
+        if space.count > 0 {
+            kernel.tables()?.set_mappings(space.first, &mappings)?;
+        }
+        // An exec meanwhile has another id; what is read here then is nobody's.
+        if let Some(mut target) = kernel.target(pid).filter(|target| target.id == id) {
+            (target.first_mapping, target.mapping_count) = (space.first, space.count);
+            kernel.set_target(pid, &target)?;
+        }
+        self.leave(id);
+        self.last_space += 1;
+        self.spaces.insert(self.last_space, space);
+        self.processes.insert(id, self.last_space);
+        Ok(())
+    }
+
+    /// Loads a file that nobody has mapped before. One that can't be read has no rows.
+    fn load_file(
+        &mut self,
+        kernel: &mut Kernel,
+        key: &FileKey,
+        file: std::io::Result<File>,
+    ) -> Result<Loaded> {
+        let table = match file.map(|file| Table::read(file, &mut self.rules)) {
+            Ok(Ok(table)) => table,
+            Ok(Err(_)) | Err(_) => {
+                self.refused += 1;
+                Table::default()
+            }
+        };
+        let rows = table.rows.len() as u32;
+        let mut loaded = Loaded {
+            first: 0,
+            rows: 0,
+            users: 1,
+        };
+        match self.rows.take(rows) {
+            Some(first) => (loaded.first, loaded.rows) = (first, rows),
+            None => self.full += 1,
+        }
+        let tables = kernel.tables()?;
+        for (number, rule) in self.rules.since(self.rules_set) {
+            tables.set_rule(number, &rule)?;
+        }
+        self.rules_set = self.rules.len();
+        if loaded.rows > 0 {
+            let rows = table.rows.iter().map(|row| (row.start, row.rule));
+            tables.set_rows(loaded.first, rows)?;
+        }
+        self.files.insert(key.clone(), loaded);
+        Ok(loaded)
+    }
+
+    /// The child incarnation has what its parent has.
+    pub(super) fn share(&mut self, id: u32, parent: u32) {
+        if let Some(&space) = self.processes.get(&parent) {
+            self.leave(id);
+            self.processes.insert(id, space);
+            if let Some(space) = self.spaces.get_mut(&space) {
+                space.users += 1;
+            }
+        }
+    }
+
+    /// An incarnation has mapped something.
+    pub(super) fn note_change(&mut self, id: u32) {
+        if self.processes.contains_key(&id) && !self.changed.contains(&id) {
+            self.changed.push(id);
+        }
+    }
+
+    /// The incarnations that have mapped something since the last call.
+    pub(super) fn take_changed(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Once a second: forgets the incarnations for which `keep` is false, and what was theirs alone.
+    pub(super) fn tick(&mut self, keep: impl Fn(u32) -> bool) {
+        for space in std::mem::take(&mut self.retired) {
+            self.slots.give_back(space.first, space.count);
+            for key in &space.files {
+                let Some(loaded) = self.files.get_mut(key) else {
+                    continue;
+                };
+                loaded.users -= 1;
+                if loaded.users == 0 {
+                    self.rows.give_back(loaded.first, loaded.rows);
+                    self.files.remove(key);
+                }
+            }
+        }
+        let gone: Vec<u32> = self
+            .processes
+            .keys()
+            .copied()
+            .filter(|&id| !keep(id))
+            .collect();
+        for id in gone {
+            self.leave(id);
+        }
+    }
+
+    fn leave(&mut self, id: u32) {
+        let Some(number) = self.processes.remove(&id) else {
+            return;
+        };
+        let space = self.spaces.get_mut(&number);
+        let last = space.is_some_and(|space| {
+            space.users -= 1;
+            space.users == 0
+        });
+        if last {
+            self.retired.extend(self.spaces.remove(&number));
+        }
+    }
+}
+
+/// The executable mappings of a process, with how to open each; the file in which one of the `known`
+/// addresses lies is the interpreter's.
+fn modules(pid: u32, known: &[u64]) -> Result<Vec<(Module, cpython::Mapping)>> {
+    let parts = cpython::mapped_files(pid)?;
+    let interpreter: Vec<FileKey> = parts
+        .iter()
+        .filter(|part| {
+            known
+                .iter()
+                .any(|address| (part.mapping.start..part.mapping.end).contains(address))
+        })
+        .map(|part| (part.device.clone(), part.mapping.inode))
+        .collect();
+    let executable = parts.into_iter().filter(|part| part.executable);
+    Ok(executable
+        .map(|part| {
+            let key = (part.device, part.mapping.inode);
+            let module = Module {
+                pid,
+                start: part.mapping.start,
+                end: part.mapping.end,
+                offset: part.mapping.offset,
+                interpreter: interpreter.contains(&key),
+                device: key.0,
+                inode: key.1,
+                path: part.mapping.path.clone(),
+            };
+            (module, part.mapping)
+        })
+        .collect())
+}

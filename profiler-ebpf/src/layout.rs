@@ -75,6 +75,8 @@ pub struct Layout {
     pub thread_id: u32,
     /// `_PyCFrame.current_frame` (3.11, 3.12), else 0.
     pub cframe_frame: u32,
+    /// `_PyCFrame.previous` (3.11), or 0.
+    pub cframe_previous: u32,
     /// `exc_info` (3.12), or 0: the innermost generator that runs, by its `gi_exc_state`.
     pub thread_exceptions: u32,
     /// `datastack_top` (3.12), or 0.
@@ -96,6 +98,8 @@ pub struct Layout {
     pub frame_instruction: u32,
     /// `owner`, or 0.
     pub frame_owner: u32,
+    /// `is_entry` (3.11), or 0: the frame is the first that its interpreter's loop has run.
+    pub frame_is_entry: u32,
     /// `tlbc_index` (free-threaded 3.14+), or 0.
     pub frame_tlbc: u32,
 

@@ -54,7 +54,7 @@ const _: () = {
     assert!(size_of::<Code>() == 104);
     assert!(size_of::<Process>() == 32);
     assert!(size_of::<Target>() == 72);
-    assert!(size_of::<Layout>() == 4 * 42);
+    assert!(size_of::<Layout>() == 4 * 44);
     assert!(size_of::<Mapping>() == 32);
     assert!(size_of::<Rule>() == 16);
     assert!(size_of::<Page>() == 6 * PAGE_ROWS as usize);

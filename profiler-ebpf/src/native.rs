@@ -82,6 +82,12 @@ impl Entries {
         self.told = u32::from(told);
     }
 
+    /// Whether [`want`](Self::want) has said so.
+    #[inline(always)]
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.told != 0
+    }
+
     /// The walk over Python frames has met an entry frame after so many others.
     #[inline(always)]
     pub(crate) fn meet(&mut self, address: u64, frames: u32) {

@@ -79,6 +79,8 @@ pub struct Walk {
     words: u32,
     /// The `owner` of the last frame; 3 stands for 4, too.
     last: u32,
+    /// 3.11: the `_PyCFrame` of the loop that runs the next frame.
+    cframe: u64,
     /// How many kept frames had no identity.
     pub unproven: u32,
     /// Of the kept frames' code objects and identities: equal for stacks of the same functions.
@@ -141,6 +143,7 @@ impl Walk {
             source
         };
         self.newest = frame;
+        self.cframe = source;
         if frame == 0 {
             return self.end(Outcome::NoFrames);
         }
@@ -237,10 +240,26 @@ impl Walk {
             identity,
         };
         self.stack.frames = count + 1;
+        self.note_entry(memory, layout, at);
         let identity = u64::from(identity) << 32;
         self.functions = mix(self.functions ^ identity, code);
         self.places = mix(self.places, identity | u64::from(instruction as u32));
         true
+    }
+
+    /// 3.11: a frame that its loop has run first tells where the native stack is met, by the loop's
+    /// `_PyCFrame`, a local variable of it (Python/ceval.c).
+    #[inline(always)]
+    fn note_entry<M: Memory>(&mut self, memory: &M, layout: &Layout, at: u32) {
+        if layout.frame_is_entry == 0
+            || !self.entries.are_wanted()
+            || byte(&self.buffer, at.wrapping_add(layout.frame_is_entry)) == 0
+        {
+            return;
+        }
+        self.entries.meet(self.cframe, self.stack.frames);
+        let previous = self.cframe.wrapping_add(u64::from(layout.cframe_previous));
+        self.cframe = read_word(memory, previous).unwrap_or(0);
     }
 
     /// Puts a native frame where it belongs in the record.

@@ -85,6 +85,13 @@ int main(void) {
 #else
     ROW(cframe_frame, 0);
 #endif
+#if MINOR == 11
+    ROW(cframe_previous, AT(_PyCFrame, previous));
+    ROW(frame_is_entry, AT(_PyInterpreterFrame, is_entry));
+#else
+    ROW(cframe_previous, 0);
+    ROW(frame_is_entry, 0);
+#endif
 #if MINOR == 12
     ROW(thread_exceptions, AT(PyThreadState, exc_info));
     ROW(thread_stack_top, AT(PyThreadState, datastack_top));

@@ -82,8 +82,8 @@ pub(crate) fn scratch(target: &Target) -> Option<(&'static mut Walk, &'static La
 #[inline(always)]
 pub(crate) fn begin(walk: &mut Walk, layout: &Layout, target: &Target) -> bool {
     if NATIVE.load() != 0 {
-        walk.entries
-            .want(layout.flags & layout_flags::ENTRY_FRAMES != 0);
+        let told = layout.flags & layout_flags::ENTRY_FRAMES | layout.frame_is_entry;
+        walk.entries.want(told != 0);
     }
     let control_block = task_word(TASK_FSBASE.load());
     walk.begin(&CurrentProcess, layout, target, control_block)

@@ -127,6 +127,9 @@ impl Targets {
             Detection::Python(interpreter) => {
                 self.followed.insert(pid);
                 self.set(kernel, (pid, 0), *interpreter)?;
+                if let Some(id) = self.incarnations.current(pid) {
+                    self.load_native(kernel, id);
+                }
             }
             Detection::NotPython if children => self.follow(kernel, pid)?,
             Detection::NotPython => bail!(
@@ -229,7 +232,7 @@ impl Targets {
 
     /// Loads the unwind tables of an incarnation that was sampled, unless it has ended.
     pub fn load_native(&mut self, kernel: &mut Kernel, id: u32) {
-        let Some(process) = self.incarnations.get(id) else {
+        let Some(process) = self.incarnations.get(id).filter(|_| kernel.walks_native()) else {
             return;
         };
         let (pid, interpreter) = (process.pid, process.interpreter.clone());

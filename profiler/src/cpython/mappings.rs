@@ -50,13 +50,18 @@ pub struct Part {
     pub mapping: Mapping,
 }
 
-/// Every mapping of a file that process `pid` has, in the order of addresses.
+/// What the kernel calls the library that it maps into every process: a file of which there is no name,
+/// and inode 0.
+pub const VDSO: &str = "[vdso]";
+
+/// Every mapping of a file that process `pid` has, and [`VDSO`], in the order of addresses.
 ///
 /// # Errors
 /// When `/proc/PID/maps` can't be read: the process is gone or not ours to look at.
 pub fn mapped_files(pid: u32) -> Result<Vec<Part>> {
     let text = maps(pid)?;
-    let parts = text.lines().filter_map(parse_any);
+    let parts = text.lines().filter_map(parse_line_of_any);
+    let parts = parts.filter(|(_, _, mapping)| mapping.inode != 0 || mapping.path == VDSO);
     Ok(parts
         .map(|(device, executable, mapping)| Part {
             device: device.to_owned(),
@@ -98,6 +103,11 @@ fn parse_line(line: &str) -> Option<(&str, Mapping)> {
 
 /// A file mapping, its device, and whether it is executable.
 fn parse_any(line: &str) -> Option<(&str, bool, Mapping)> {
+    parse_line_of_any(line).filter(|(_, _, mapping)| mapping.inode != 0)
+}
+
+/// Any mapping.
+fn parse_line_of_any(line: &str) -> Option<(&str, bool, Mapping)> {
     let mut fields = line.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
     let executable = fields.next()?.as_bytes().get(2) == Some(&b'x');
@@ -105,9 +115,6 @@ fn parse_any(line: &str) -> Option<(&str, bool, Mapping)> {
     let device = fields.next()?;
     let inode = fields.next()?.parse().ok()?;
     let path = fields.next()?.trim_start();
-    if inode == 0 {
-        return None;
-    }
     let mapping = Mapping {
         start: u64::from_str_radix(start, 16).ok()?,
         end: u64::from_str_radix(end, 16).ok()?,

@@ -38,7 +38,7 @@ use runtimes::{Runtime, Runtimes};
 
 pub use binary::Binaries;
 pub use lines::LineTable;
-pub use mappings::{Mapping, mapped_files};
+pub use mappings::{Mapping, VDSO, mapped_files};
 pub use rows::{Build, layout};
 pub use version::Version;
 

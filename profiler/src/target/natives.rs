@@ -1,7 +1,7 @@
 //! Unwind tables of the processes whose native frames are walked: of each file once, whoever maps it,
 //! read when a process is sampled for the first time, forgotten with the last that has it.
 
-use std::{fs::File, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Result;
 use profiler_ebpf::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, Mapping};
@@ -9,9 +9,13 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     bpf::{Kernel, ROWS_MAX},
-    cpython::{self, Interpreter},
+    cpython::{self, Interpreter, VDSO},
+    memory::ProcessMemory,
     unwind::{Module, Modules, Ranges, Rules, Table},
 };
+
+/// Most bytes of the kernel's own library that are read; it has two pages.
+const VDSO_MAX: usize = 1 << 20;
 
 /// A file as `/proc/PID/maps` names it: device and inode.
 type FileKey = (String, u64);
@@ -111,7 +115,10 @@ impl Natives {
                     loaded.users += 1;
                     *loaded
                 }
-                None => self.load_file(kernel, &key, file.open(pid))?,
+                None => {
+                    let table = table(pid, file, &mut self.rules);
+                    self.load_file(kernel, &key, table)?
+                }
             };
             files.push(key);
             mappings.push(Mapping {
@@ -150,20 +157,15 @@ impl Natives {
         Ok(())
     }
 
-    /// Loads a file that nobody has mapped before. One that can't be read has no rows.
+    /// Loads the table of a file that nobody has mapped before. One that has none has no rows.
     fn load_file(
         &mut self,
         kernel: &mut Kernel,
         key: &FileKey,
-        file: std::io::Result<File>,
+        table: Option<Table>,
     ) -> Result<Loaded> {
-        let table = match file.map(|file| Table::read(file, &mut self.rules)) {
-            Ok(Ok(table)) => table,
-            Ok(Err(_)) | Err(_) => {
-                self.refused += 1;
-                Table::default()
-            }
-        };
+        self.refused += u64::from(table.is_none());
+        let table = table.unwrap_or_default();
         let rows = table.rows.len() as u32;
         let mut loaded = Loaded {
             first: 0,
@@ -249,6 +251,18 @@ impl Natives {
             self.retired.extend(self.spaces.remove(&number));
         }
     }
+}
+
+/// The table of a mapped file; `None` when it is no good, or not there any more.
+fn table(pid: u32, mapping: &cpython::Mapping, rules: &mut Rules) -> Option<Table> {
+    if mapping.path != VDSO {
+        return Table::read(mapping.open(pid).ok()?, rules).ok();
+    }
+    let length = usize::try_from(mapping.end - mapping.start).ok()?;
+    let mut bytes = vec![0; length.min(VDSO_MAX)];
+    let memory = ProcessMemory::new(pid);
+    memory.try_read(mapping.start, &mut bytes).ok()?;
+    Table::parse(&*bytes, rules).ok()
 }
 
 /// The executable mappings of a process, with how to open each; the file in which one of the `known`

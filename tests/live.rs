@@ -13,6 +13,7 @@ mod live_hostile;
 mod live_kinds;
 mod live_matrix;
 mod live_namespaces;
+mod live_native;
 mod live_processes;
 mod live_shapes;
 mod live_shares;

@@ -90,7 +90,7 @@ impl Entries {
 
     /// The walk over Python frames has met an entry frame after so many others.
     #[inline(always)]
-    pub(crate) fn meet(&mut self, address: u64, frames: u32) {
+    pub fn meet(&mut self, address: u64, frames: u32) {
         let count = self.count;
         if self.told != 0 && (count as usize) < MAX_NATIVE {
             self.entries[count as usize & (MAX_NATIVE - 1)] = frame(address, u64::from(frames));

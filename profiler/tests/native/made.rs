@@ -1,0 +1,264 @@
+//! Stacks that are made up: a few words of memory, and a rule for each function.
+
+use std::collections::BTreeMap;
+
+use bytemuck::Zeroable as _;
+use profiler_ebpf::native::{Entries, NEWER_UNTOLD, address, newer};
+use profiler_ebpf::python::Memory;
+use profiler_ebpf::{Cfa, MAX_NATIVE, NativeEnd, RBP, RSP, Rbp, Rule};
+use pyebpf::unwind::{Row, Rules};
+
+use super::{Files, walk};
+
+/// Where the code is, 256 bytes for each function, and where the stack.
+const CODE: u64 = 0x40_0000;
+const STACK: u64 = 0x7ffd_0000_1000;
+const FUNCTION: u32 = 256;
+
+/// The stack by words; what is not there can't be read. A window that is read may end beyond it.
+struct Words(BTreeMap<u64, u64>);
+
+impl Memory for Words {
+    fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        for (at, bytes) in (address..).step_by(8).zip(into.chunks_mut(8)) {
+            let word = self.0.get(&at).copied().unwrap_or(0).to_ne_bytes();
+            bytes.copy_from_slice(&word[..bytes.len()]);
+        }
+        self.0
+            .range(address..address + into.len() as u64)
+            .next()
+            .is_some()
+    }
+}
+
+fn words(words: &[(u64, u64)]) -> Words {
+    Words(words.iter().map(|&(at, word)| (STACK + at, word)).collect())
+}
+
+/// The address of an instruction of a function.
+fn code(function: u32, instruction: u64) -> u64 {
+    CODE + u64::from(function * FUNCTION) + instruction
+}
+
+fn based(register: u8, offset: i32) -> Rule {
+    Rule {
+        cfa: Cfa::Register as u8,
+        register,
+        offset,
+        ..Rule::default()
+    }
+}
+
+fn special(cfa: Cfa) -> Rule {
+    Rule {
+        cfa: cfa as u8,
+        ..Rule::default()
+    }
+}
+
+/// The functions of a program, each with one rule.
+fn program(functions: &[Rule]) -> Files {
+    let mut files = Files::default();
+    let mut rules = Rules::default();
+    let rows: Vec<Row> = (0..)
+        .zip(functions)
+        .map(|(index, &rule)| Row {
+            start: 0x1000 + index * FUNCTION,
+            rule: rules.number(rule),
+        })
+        .collect();
+    files.know(&rules);
+    let end = code(rows.len() as u32, 0);
+    files.map(CODE, end, 0x1000, &rows);
+    files
+}
+
+fn entries(told: bool, met: &[(u64, u32)]) -> Entries {
+    let mut entries = Entries::zeroed();
+    entries.want(told);
+    for &(at, frames) in met {
+        entries.meet(STACK + at, frames);
+    }
+    entries
+}
+
+/// Walks from the first instruction of function 0.
+fn check(memory: &Words, files: &Files, expected: &[u64], end: NativeEnd) {
+    let registers = [(RSP, STACK), (RBP, STACK + 0x40)];
+    let (frames, ended) = walk(memory, files, &entries(true, &[]), code(0, 0), &registers);
+    let addresses: Vec<u64> = frames.into_iter().map(address).collect();
+    assert_eq!((addresses.as_slice(), ended), (expected, end));
+}
+
+#[test]
+fn callers_are_found_by_either_register() {
+    // 0: by rsp, with rbp saved; 1: by rbp; 2: the first.
+    let saves = Rule {
+        rbp: Rbp::Saved as u8,
+        rbp_offset: -16,
+        ..based(RSP, 24)
+    };
+    let files = program(&[saves, based(RBP, 16), special(Cfa::End)]);
+    let memory = words(&[(8, STACK + 0x80), (16, code(1, 5)), (0x88, code(2, 9))]);
+    check(
+        &memory,
+        &files,
+        &[code(0, 0), code(1, 5), code(2, 9)],
+        NativeEnd::Complete,
+    );
+}
+
+#[test]
+fn a_call_at_the_end_of_a_function_is_that_function_s() {
+    // What function 1 returns to is the first instruction of function 2, which has another rule.
+    let files = program(&[
+        based(RSP, 8),
+        based(RSP, 16),
+        special(Cfa::None),
+        special(Cfa::End),
+    ]);
+    let memory = words(&[(0, code(2, 0)), (16, code(3, 1))]);
+    check(
+        &memory,
+        &files,
+        &[code(0, 0), code(2, 0), code(3, 1)],
+        NativeEnd::Complete,
+    );
+}
+
+#[test]
+fn a_signal_s_frame_gives_all_registers_and_an_instruction() {
+    let files = program(&[
+        based(RSP, 8),
+        special(Cfa::Signal),
+        based(RBP, 16),
+        special(Cfa::End),
+    ]);
+    let memory = words(&[
+        (0, code(1, 1)),
+        (8 + 120, STACK + 0x300),
+        (8 + 160, STACK + 0x200),
+        // The first instruction of a function: one that runs, not one behind a call.
+        (8 + 168, code(2, 0)),
+        (0x308, code(3, 4)),
+    ]);
+    check(
+        &memory,
+        &files,
+        &[code(0, 0), code(1, 1), code(2, 0), code(3, 4)],
+        NativeEnd::Complete,
+    );
+}
+
+#[test]
+fn addresses_kept_in_memory_and_linkage_tables_are_followed() {
+    let in_memory = Rule {
+        cfa: Cfa::Memory as u8,
+        register: RSP,
+        offset: 16,
+        add: 8,
+        ..Rule::default()
+    };
+    let linkage = Rule {
+        cfa: Cfa::Plt as u8,
+        register: RSP,
+        offset: 8,
+        add: 11,
+        ..Rule::default()
+    };
+    let files = program(&[in_memory, linkage, special(Cfa::End)]);
+    let memory = words(&[
+        (16, STACK + 0x100),
+        (0x100, code(1, 11)),
+        // Behind the push: the caller lies a word higher.
+        (0x110, code(2, 1)),
+    ]);
+    check(
+        &memory,
+        &files,
+        &[code(0, 0), code(1, 11), code(2, 1)],
+        NativeEnd::Complete,
+    );
+}
+
+#[test]
+fn every_way_to_end_is_told() {
+    let one =
+        |rule: Rule, memory: &Words, end| check(memory, &program(&[rule]), &[code(0, 0)], end);
+    let nothing = words(&[(0, 0)]);
+    one(special(Cfa::None), &nothing, NativeEnd::NoRule);
+    one(special(Cfa::Unsupported), &nothing, NativeEnd::Unsupported);
+    // A register of the newest frame that is 0 leads nowhere.
+    one(based(3, 16), &nothing, NativeEnd::Unsupported);
+    one(based(RSP, 0), &nothing, NativeEnd::BadStack);
+    one(based(RSP, -8), &nothing, NativeEnd::BadStack);
+    one(based(RSP, 0x10_0008), &nothing, NativeEnd::UnreadableStack);
+    one(based(RSP, 12), &nothing, NativeEnd::UnreadableStack);
+    one(based(RSP, 8), &nothing, NativeEnd::Complete);
+    let elsewhere = words(&[(0, 0x1234)]);
+    let files = program(&[based(RSP, 8)]);
+    check(
+        &elsewhere,
+        &files,
+        &[code(0, 0), 0x1234],
+        NativeEnd::NoMapping,
+    );
+    check(&nothing, &Files::default(), &[], NativeEnd::NotLoaded);
+    // A function that calls itself for ever.
+    let endless: Vec<(u64, u64)> = (0..300).map(|at| (8 * at, code(0, 1))).collect();
+    let mut expected = vec![code(0, 1); MAX_NATIVE];
+    expected[0] = code(0, 0);
+    check(&words(&endless), &files, &expected, NativeEnd::TooDeep);
+}
+
+#[test]
+fn each_frame_tells_how_many_python_frames_are_newer() {
+    // Frames of 32 bytes; those of functions 1 and 3 run the interpreter's loop, which has an entry
+    // frame in them.
+    let rules = [based(RSP, 32); 5];
+    let mut files = program(&rules);
+    let last = program(&[special(Cfa::End)]);
+    files
+        .mappings
+        .extend(last.mappings.iter().map(|&mapping| profiler_ebpf::Mapping {
+            start: mapping.start + 0x1_0000,
+            end: mapping.end + 0x1_0000,
+            first_row: 5,
+            ..mapping
+        }));
+    files.rows.extend(&last.rows);
+    let number = *last
+        .rules
+        .iter()
+        .find(|(_, rule)| rule.cfa == Cfa::End as u8)
+        .unwrap()
+        .0;
+    files.rules.insert(100, last.rules[&number]);
+    files.rows[5].rule = 100;
+    let outside = CODE + 0x1_0004;
+    let memory: Vec<(u64, u64)> = (0..5)
+        .map(|at| {
+            (
+                32 * at + 24,
+                if at < 4 {
+                    code(at as u32 + 1, 8)
+                } else {
+                    outside
+                },
+            )
+        })
+        .collect();
+    let numbers = |entries: &Entries| -> Vec<u16> {
+        let registers = [(RSP, STACK)];
+        let (frames, end) = walk(&words(&memory), &files, entries, code(0, 0), &registers);
+        assert_eq!(end, NativeEnd::Complete);
+        frames.into_iter().map(newer).collect()
+    };
+    let met = [(32 + 8, 2), (3 * 32 + 16, 5)];
+    assert_eq!(numbers(&entries(true, &met)), [0, 2, 2, 5, 5, 5]);
+    // The very first and the very last word of a frame are its own.
+    assert_eq!(numbers(&entries(true, &[(32, 7)])), [0, 7, 7, 7, 7, 7]);
+    assert_eq!(numbers(&entries(true, &[(24, 7)])), [7, 7, 7, 7, 7, 7]);
+    assert_eq!(numbers(&entries(true, &[])), [0; 6]);
+    assert_eq!(numbers(&entries(false, &met)), [NEWER_UNTOLD; 6]);
+}

@@ -1,0 +1,96 @@
+//! The walk over native frames, in user space: over stacks that are made up, where each of its ends and
+//! each number of newer Python frames is known, and over this test's own stack, as the compiler's
+//! runtime unwinds it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod made;
+mod own;
+
+use std::collections::HashMap;
+
+use bytemuck::Zeroable as _;
+use profiler_ebpf::native::{Entries, Native, Tables};
+use profiler_ebpf::python::Memory;
+use profiler_ebpf::{Mapping, NativeEnd, Rule, Target};
+use pyebpf::unwind::{Row, Rules};
+
+/// The tables of one process.
+#[derive(Default)]
+struct Files {
+    mappings: Vec<Mapping>,
+    rows: Vec<Row>,
+    rules: HashMap<u16, Rule>,
+}
+
+impl Files {
+    /// Adds a mapping with these rows.
+    fn map(&mut self, start: u64, end: u64, offset: u64, rows: &[Row]) {
+        self.mappings.push(Mapping {
+            start,
+            end,
+            offset,
+            first_row: self.rows.len() as u32,
+            rows: rows.len() as u32,
+        });
+        self.rows.extend(rows);
+    }
+
+    fn know(&mut self, rules: &Rules) {
+        self.rules.extend(rules.since(0));
+    }
+
+    fn target(&self) -> Target {
+        Target {
+            mapping_count: self.mappings.len() as u32,
+            ..Target::default()
+        }
+    }
+}
+
+impl Tables for Files {
+    fn mapping(&self, slot: u32) -> Option<Mapping> {
+        self.mappings.get(slot as usize).copied()
+    }
+
+    fn row_start(&self, index: u32) -> Option<u32> {
+        self.rows.get(index as usize).map(|row| row.start)
+    }
+
+    fn row_rule(&self, index: u32) -> Option<Rule> {
+        let row = self.rows.get(index as usize)?;
+        self.rules.get(&row.rule).copied()
+    }
+}
+
+/// Walks to the end: the frames as the kernel would send them, and how it ended.
+fn walk(
+    memory: &impl Memory,
+    files: &Files,
+    entries: &Entries,
+    ip: u64,
+    registers: &[(u8, u64)],
+) -> (Vec<u64>, NativeEnd) {
+    let mut native = Native::zeroed();
+    for &(register, value) in registers {
+        native.registers[register as usize] = value;
+    }
+    let target = files.target();
+    let mut frames = Vec::new();
+    if native.begin(&target, entries, ip) {
+        loop {
+            let taken = native.frames;
+            let more = native.step((memory, files), &target, entries);
+            if native.frames != taken {
+                frames.push(native.last);
+            }
+            if !more {
+                break;
+            }
+        }
+    }
+    let end = u8::try_from(native.end)
+        .ok()
+        .and_then(NativeEnd::from_number);
+    (frames, end.unwrap())
+}

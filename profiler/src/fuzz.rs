@@ -11,12 +11,13 @@ use crate::cpython::fuzz::{Input, interpreter};
 use crate::cpython::{self, code};
 use crate::sample::{Record, decode};
 use crate::target;
+use crate::unwind::{Rules, Table};
 
 /// A parser by its name.
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// All of them. `tests/data/fuzz` has a folder of inputs for each.
-pub const PARSERS: [Parser; 16] = [
+pub const PARSERS: [Parser; 17] = [
     ("accessors", cpython::fuzz::accessors),
     ("captured", captured),
     ("cgroup", target::fuzz::cgroup),
@@ -32,6 +33,7 @@ pub const PARSERS: [Parser; 16] = [
     ("sideband", bpf::fuzz::sideband),
     ("stat", target::fuzz::stat),
     ("text", cpython::fuzz::text),
+    ("unwind", unwind),
     ("walk", walk),
 ];
 
@@ -45,6 +47,17 @@ fn record(bytes: &[u8]) {
         }
         _ => {}
     }
+}
+
+/// The unwind information of an ELF file.
+fn unwind(bytes: &[u8]) {
+    let mut rules = Rules::default();
+    let Ok(table) = Table::parse(bytes, &mut rules) else {
+        return;
+    };
+    let rows = &table.rows;
+    assert!(rows.is_sorted_by(|one, next| one.start < next.start));
+    assert!(rows.iter().all(|row| usize::from(row.rule) < rules.len()));
 }
 
 /// A code object in a record of the ring buffer, of the type that stands before it.

@@ -58,7 +58,7 @@ impl Recorder {
     }
 
     /// Takes in the frames of samples that are to come.
-    pub fn take_stack(&mut self, targets: &Targets, id: u32, hash: u64, frames: impl Into<Frames>) {
+    pub fn take_stack(&mut self, targets: &Targets, id: u32, hash: u64, frames: Frames) {
         // Of a process that is forgotten samples are not shown either: they are counted.
         if let Some(target) = targets.get(id) {
             let process = (target.pid, &*target.interpreter);
@@ -241,10 +241,10 @@ mod tests {
             duration: Duration::ZERO,
         };
         let mut recorder = Recorder::new(Profile::new(meta, Shape::default(), false), false);
-        let frames: Box<[Frame]> = [Frame::default()].into();
-        recorder.take_stack(&targets, 5, 77, frames.clone());
+        let frames = || Frames::from(&[Frame::default()][..]);
+        recorder.take_stack(&targets, 5, 77, frames());
         // That of a target that nobody knows is nobody's.
-        recorder.take_stack(&targets, 6, 78, frames);
+        recorder.take_stack(&targets, 6, 78, frames());
         let mut sample = Sample::zeroed();
         for (target, stack) in [(5, 77), (5, 78), (6, 78), (5, 0)] {
             (sample.target, sample.stack) = (target, stack);

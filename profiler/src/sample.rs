@@ -36,10 +36,11 @@ pub struct Frames {
     pub native_end: NativeEnd,
 }
 
-impl From<Box<[Frame]>> for Frames {
-    fn from(python: Box<[Frame]>) -> Frames {
+/// Frames of Python alone.
+impl From<&[Frame]> for Frames {
+    fn from(python: &[Frame]) -> Frames {
         Frames {
-            python,
+            python: python.into(),
             native: Box::default(),
             native_end: NativeEnd::NotAsked,
         }
@@ -183,6 +184,29 @@ mod tests {
             let frames = frames.python;
             assert_eq!((target, hash, frames.len()), (5, 77, count as usize));
             assert!(frames.iter().all(|frame| frame.instruction == -1));
+        }
+    }
+
+    #[test]
+    fn native_frames_follow_those_of_python() {
+        // Its second frame's place is taken by two native frames.
+        let mut bytes = stack(1);
+        let native = std::mem::offset_of!(Stack, native);
+        bytes[native..native + 2].copy_from_slice(&2_u16.to_ne_bytes());
+        bytes[std::mem::offset_of!(Stack, native_end)] = NativeEnd::Complete as u8;
+        let Some(Record::Stack { frames, .. }) = decode(&bytes) else {
+            panic!("not a stack");
+        };
+        assert_eq!(
+            (frames.python.len(), frames.native_end),
+            (1, NativeEnd::Complete)
+        );
+        assert_eq!(frames.native[0], 0x1000);
+        assert!(decode(&bytes[..bytes.len() - 1]).is_none());
+        for (count, end) in [(3_u16, 1), (u16::MAX, 1), (2, 99)] {
+            bytes[native..native + 2].copy_from_slice(&count.to_ne_bytes());
+            bytes[std::mem::offset_of!(Stack, native_end)] = end;
+            assert!(decode(&bytes).is_none(), "{count} frames, end {end}");
         }
     }
 

@@ -107,14 +107,7 @@ impl Symbols {
     }
 
     /// Takes in a stack of incarnation `id`, the process `pid` with this interpreter.
-    pub fn take_stack(
-        &mut self,
-        id: u32,
-        process: (u32, &Interpreter),
-        hash: u64,
-        frames: impl Into<Frames>,
-    ) {
-        let frames = frames.into();
+    pub fn take_stack(&mut self, id: u32, process: (u32, &Interpreter), hash: u64, frames: Frames) {
         self.known
             .with(id, process, |process| process.take_stack(hash, frames));
         self.limit();

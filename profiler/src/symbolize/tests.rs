@@ -113,7 +113,7 @@ impl Symbols {
         named: &mut Vec<FrameId>,
     ) {
         let hash = frames[0].code;
-        self.take_stack(id, process, hash, frames.into());
+        self.take_stack(id, process, hash, frames[..].into());
         let naming = self.name(id, process, profile, hash, false, named);
         assert_eq!(naming, Naming::Named);
     }

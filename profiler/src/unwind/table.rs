@@ -188,6 +188,9 @@ impl Table {
 
 /// Where addresses of the file's own address space lie in the file, if that is code.
 fn in_file(code: &[Segment], from: u64, to: u64) -> Option<(u32, u32)> {
+    if from >= to {
+        return None;
+    }
     let segment = code.iter().find(|segment| {
         let into = from.checked_sub(segment.address);
         into.is_some_and(|into| into < segment.size && to - segment.address <= segment.size)
@@ -196,7 +199,7 @@ fn in_file(code: &[Segment], from: u64, to: u64) -> Option<(u32, u32)> {
         let offset = segment.offset.checked_add(address - segment.address)?;
         u32::try_from(offset).ok()
     };
-    (from < to).then_some((offset(from)?, offset(to)?))
+    Some((offset(from)?, offset(to)?))
 }
 
 #[cfg(test)]

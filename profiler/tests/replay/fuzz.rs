@@ -263,7 +263,7 @@ fn records_of_any_content_are_decoded_within_their_bytes_or_refused() {
                 taken[0] += 1;
             }
             Some(Record::Stack { frames, .. }) => {
-                assert!(24 + 16 * frames.len() <= length);
+                assert!(24 + frames.bytes() <= length);
                 taken[1] += 1;
             }
             Some(Record::Process { .. }) => taken[2] += 1,

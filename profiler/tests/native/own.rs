@@ -47,8 +47,11 @@ fn files() -> Files {
     files
 }
 
+/// Our callers, how our walk ended, and the runtime's callers.
+type Seen = (Vec<u64>, NativeEnd, Vec<u64>);
+
 thread_local! {
-    static SEEN: RefCell<Option<(Vec<u64>, NativeEnd, Vec<u64>)>> = const { RefCell::new(None) };
+    static SEEN: RefCell<Option<Seen>> = const { RefCell::new(None) };
 }
 
 /// Our walk and the runtime's, from here.

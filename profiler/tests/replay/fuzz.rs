@@ -257,6 +257,10 @@ fn records_of_any_content_are_decoded_within_their_bytes_or_refused() {
                 place.copy_from_slice(&[random.below(12) as u8, 0, 0, 0]);
             }
         }
+        // A stack's native frames: two bytes, and one for how they ended.
+        if let Some(place) = bytes.get_mut(20..24) {
+            place.copy_from_slice(&[random.below(12) as u8, 0, random.below(12) as u8, 0]);
+        }
         match decode(&bytes) {
             Some(Record::Sample { .. }) => {
                 assert!(length >= 56);

@@ -182,7 +182,7 @@ fn a_deep_stack_is_read_in_pages_and_its_code_objects_once() {
             control_block,
         );
         assert_eq!(outcome(&walk), Outcome::Complete, "{build}");
-        assert_eq!(walk.frames[..], expected);
+        assert_eq!(walk.frames[..MAX_FRAMES], expected);
         // Up to 3.10 each frame is an object of its own. What one walk remembers of code objects
         // has few slots, so that some are read more than once.
         let frames = if build.minor <= 10 {

@@ -128,7 +128,7 @@ fn parse_line_of_any(line: &str) -> Option<(&str, bool, Mapping)> {
 impl Mapping {
     /// The mapped file itself: through the kernel's link to it, which needs CAP_SYS_ADMIN or
     /// CAP_CHECKPOINT_RESTORE, else by name under the process's own root if the inode agrees.
-    pub(super) fn file(&self, pid: u32) -> io::Result<(PathBuf, Metadata)> {
+    pub(crate) fn file(&self, pid: u32) -> io::Result<(PathBuf, Metadata)> {
         let (start, end) = (self.start, self.end);
         let link = PathBuf::from(format!("/proc/{pid}/map_files/{start:x}-{end:x}"));
         let refused = match fs::metadata(&link) {
@@ -152,7 +152,7 @@ impl Mapping {
     }
 
     /// The path as a person knows it.
-    pub(super) fn name(&self) -> PathBuf {
+    pub(crate) fn name(&self) -> PathBuf {
         PathBuf::from(self.path.strip_suffix(" (deleted)").unwrap_or(&self.path))
     }
 }

@@ -6,6 +6,7 @@
 //! every hash anew, and what was known is kept until what is on its way has been read.
 
 mod natives;
+pub mod native;
 mod python;
 mod stitch;
 #[cfg(test)]

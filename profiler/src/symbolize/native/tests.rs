@@ -1,0 +1,277 @@
+//! Tests on real files: what this process has mapped, against where its functions are and what the
+//! linker's own tools say.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+
+/// A mapping of a file that no process has mapped: it is opened by its path.
+pub(super) fn unmapped(path: &Path) -> Mapping {
+    let path = std::fs::canonicalize(path).expect("the file is there");
+    Mapping {
+        start: 0,
+        end: 0,
+        offset: 0,
+        inode: path.metadata().expect("it can be looked at").ino(),
+        path: path.to_str().expect("its name is text").to_owned(),
+    }
+}
+
+pub(super) fn module(natives: &mut Natives, path: &Path) -> ModuleId {
+    let known = natives.module(std::process::id(), &unmapped(path));
+    known.unwrap_or_else(|reason| panic!("{}: {reason}", path.display()))
+}
+
+/// The mapping of this process that has `address`.
+fn mapping_of(address: u64) -> Mapping {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("it can be read");
+    let found = maps.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (start, end) = fields[0].split_once('-')?;
+        let hex = |text| u64::from_str_radix(text, 16).ok();
+        let mapping = Mapping {
+            start: hex(start)?,
+            end: hex(end)?,
+            offset: hex(fields[2])?,
+            inode: fields[4].parse().ok()?,
+            path: (*fields.get(5)?).to_owned(),
+        };
+        (mapping.start..mapping.end)
+            .contains(&address)
+            .then_some(mapping)
+    });
+    found.expect("it is in a file")
+}
+
+/// The name of what is at an address of this process.
+fn name_here(natives: &mut Natives, address: u64) -> Name {
+    let mapping = mapping_of(address);
+    let module = natives
+        .module(std::process::id(), &mapping)
+        .expect("our own file");
+    let offset = address - mapping.start + mapping.offset;
+    let address = natives.address(module, offset).expect("it has a segment");
+    natives.name(module, address).expect("it has a name")
+}
+
+#[inline(always)]
+fn inlined_here(value: u64) -> u64 {
+    std::hint::black_box(value) * 3
+}
+
+#[inline(never)]
+fn a_function_with_a_name(value: u64) -> u64 {
+    inlined_here(value) + 1
+}
+
+#[test]
+fn functions_of_this_program_have_their_names_and_lines() {
+    assert_eq!(a_function_with_a_name(2), 7);
+    let mut natives = Natives::default();
+    let start = a_function_with_a_name as fn(u64) -> u64 as usize as u64;
+    let name = name_here(&mut natives, start);
+    let function = "pyebpf::symbolize::native::tests::a_function_with_a_name";
+    assert_eq!((name.function.as_str(), name.offset), (function, 0));
+    let file = name.file.expect("tests have lines");
+    assert!(file.ends_with("symbolize/native/tests.rs"), "{file}");
+    let declared = include_str!("tests.rs")
+        .lines()
+        .position(|line| line.starts_with("fn a_function_with_a_name"));
+    assert_eq!(name.line.map(|line| line as usize - 1), declared);
+
+    let inlined = (0..64).find_map(|skip| {
+        let name = name_here(&mut natives, start + skip);
+        (name.function == function && !name.inlined.is_empty()).then_some(name.inlined)
+    });
+    let inlined = inlined.expect("something is inlined");
+    let has = |wanted: &str| {
+        inlined
+            .iter()
+            .any(|inlined| inlined.function.contains(wanted))
+    };
+    assert!(has("inlined_here"), "{inlined:?}");
+}
+
+#[test]
+fn functions_of_libc_have_their_names() {
+    let mut natives = Natives::default();
+    for (address, expected) in [
+        (libc::malloc as *const () as u64, "malloc"),
+        (libc::qsort as *const () as u64, "qsort"),
+        (libc::getenv as *const () as u64, "getenv"),
+        (libc::write as *const () as u64, "write"),
+    ] {
+        let name = name_here(&mut natives, address + 1);
+        assert_eq!((name.function.as_str(), name.offset), (expected, 1));
+    }
+    assert_eq!(natives.count(), (1, 1));
+}
+
+#[test]
+fn the_vdso_has_names() {
+    let mut natives = Natives::default();
+    let vdso = natives.vdso().expect("it is the first");
+    let known = natives.contents(vdso).expect("x86-64 has one");
+    let table = known.table.clone().expect("it has symbols");
+    let (start, _, _) = table
+        .iter()
+        .find(|(_, _, name)| name.ends_with(b"clock_gettime"))
+        .expect("it has this one");
+    let name = natives.name(vdso, start).expect("it is a function");
+    assert_eq!(name.function, "clock_gettime");
+}
+
+#[test]
+fn what_is_no_function_has_no_name() {
+    let mut natives = Natives::default();
+    let start = libc::malloc as *const () as u64;
+    let mapping = mapping_of(start);
+    let module = natives
+        .module(std::process::id(), &mapping)
+        .expect("our libc");
+    for address in [0, 1, 64, u64::MAX, u64::MAX - 1, 1 << 40] {
+        assert_eq!(natives.name(module, address), Err(Reason::NoSymbol));
+    }
+    assert_eq!(natives.address(module, 1 << 40), Err(Reason::NoSymbol));
+}
+
+#[test]
+fn what_is_no_elf_file_is_refused() {
+    let mut natives = Natives::default();
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let path = folder.path().join("a");
+    std::fs::write(&path, "#!/bin/sh\n").expect("it can be written");
+    let text = module(&mut natives, &path);
+    assert_eq!(natives.name(text, 0), Err(Reason::NotElf));
+    let mut mapping = unmapped(&path);
+    mapping.inode += 1;
+    let refused = natives.module(std::process::id(), &mapping);
+    assert!(matches!(refused, Err(Reason::Unreadable(_))), "{refused:?}");
+}
+
+/// The functions of a file as `nm` has them: every address that begins one, its size and names.
+fn nm(path: &Path) -> Option<BTreeMap<u64, (u64, Vec<String>)>> {
+    let mut functions: BTreeMap<u64, (u64, Vec<String>)> = BTreeMap::new();
+    for table in ["--dynamic", "--debug-syms"] {
+        let mut command = Command::new("nm");
+        let output = command
+            .args(["-S", "--defined-only", table])
+            .arg(path)
+            .output()
+            .ok()?;
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [start, size, kind, name] = fields[..] else {
+                continue;
+            };
+            if !["T", "t", "W", "w", "i"].contains(&kind) || name.starts_with('.') {
+                continue;
+            }
+            let hex = |text| u64::from_str_radix(text, 16).expect("nm prints numbers so");
+            let entry = functions.entry(hex(start)).or_default();
+            entry.0 = entry.0.max(hex(size));
+            let plain = name.split('@').next().unwrap_or(name);
+            entry.1.push(plain.to_owned());
+        }
+    }
+    Some(functions)
+}
+
+/// Every function that `nm` knows has one of its names here, at its first and its last byte.
+fn same_as_nm(path: &Path) {
+    let Some(functions) = nm(path).filter(|functions| functions.len() > 10) else {
+        eprintln!("skipped: nm knows nothing of {}", path.display());
+        return;
+    };
+    let mut natives = Natives::default();
+    let module = module(&mut natives, path);
+    let contents = natives.contents(module).expect("it can be read");
+    let table = contents.table.clone().expect("it has symbols");
+    for (&start, (size, names)) in &functions {
+        let has = |found: Option<table::Found<'_>>| {
+            let found = found.unwrap_or_else(|| panic!("nothing at {start:x}, {names:?}"));
+            let name = String::from_utf8_lossy(found.name).into_owned();
+            (names.contains(&name), name, found.offset)
+        };
+        let (same, name, offset) = has(table.find(start));
+        // A debug file may know more names than the binary; they must have come from there.
+        let in_debug_file = || {
+            let mut known = table.iter();
+            known.any(|(at, _, known)| at == start && known == name.as_bytes())
+        };
+        assert!(
+            (same || in_debug_file()) && offset == 0,
+            "{name} is none of {names:?} at {start:x}"
+        );
+        let next = functions.range(start + 1..).next().map(|(&next, _)| next);
+        if *size > 1 && next.is_none_or(|next| start + size <= next) {
+            let (_, last, offset) = has(table.find(start + size - 1));
+            assert!(
+                last == name && offset == size - 1 || offset < size - 1,
+                "{last} at the end of {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn libc_is_as_nm_has_it() {
+    let libc = mapping_of(libc::malloc as *const () as u64);
+    same_as_nm(Path::new(&libc.path));
+}
+
+#[test]
+fn this_program_is_as_nm_has_it() {
+    same_as_nm(&std::env::current_exe().expect("it is there"));
+}
+
+#[test]
+#[ignore = "prints times"]
+fn measure() {
+    for path in std::env::var("FILES").expect("FILES").split(' ') {
+        let mut natives = Natives::default();
+        let begun = std::time::Instant::now();
+        let module = module(&mut natives, Path::new(path));
+        let table = natives
+            .contents(module)
+            .map(|contents| contents.table.clone());
+        let read = begun.elapsed();
+        let Ok(Ok(table)) = table else {
+            println!("{path}: {read:?} {table:?}");
+            continue;
+        };
+        let starts: Vec<u64> = table.iter().map(|(start, _, _)| start).collect();
+        let kib = natives.bytes() >> 10;
+        let begun = std::time::Instant::now();
+        let first = natives.name(module, starts[starts.len() / 2]);
+        let first_took = begun.elapsed();
+        let begun = std::time::Instant::now();
+        let mut lines = 0;
+        let mut asked = 0;
+        for start in starts.iter().step_by(starts.len().div_ceil(2000)) {
+            asked += 1;
+            lines += u32::from(
+                natives
+                    .name(module, *start)
+                    .is_ok_and(|name| name.line.is_some()),
+            );
+        }
+        println!(
+            "{path}: {read:?}, {} functions, {kib} KiB; first name {first_took:?} {first:?}; {asked} names ({lines} with lines) {:?}, {} KiB",
+            table.len(),
+            begun.elapsed(),
+            natives.bytes() >> 10
+        );
+    }
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    println!(
+        "{:?}",
+        status
+            .lines()
+            .filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS"))
+            .collect::<Vec<_>>()
+    );
+}

@@ -10,6 +10,7 @@ use crate::bpf;
 use crate::cpython::fuzz::{Input, interpreter};
 use crate::cpython::{self, code};
 use crate::sample::{Record, decode};
+use crate::symbolize::native;
 use crate::target;
 use crate::unwind::{Rules, Table};
 
@@ -17,7 +18,7 @@ use crate::unwind::{Rules, Table};
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// All of them. `tests/data/fuzz` has a folder of inputs for each.
-pub const PARSERS: [Parser; 17] = [
+pub const PARSERS: [Parser; 20] = [
     ("accessors", cpython::fuzz::accessors),
     ("captured", captured),
     ("cgroup", target::fuzz::cgroup),
@@ -27,11 +28,14 @@ pub const PARSERS: [Parser; 17] = [
     ("dict", cpython::fuzz::dict),
     ("elf", cpython::fuzz::elf),
     ("lines", cpython::fuzz::lines),
+    ("mangled", native::fuzz::mangled),
     ("maps", cpython::fuzz::maps),
     ("mounts", target::fuzz::mounts),
+    ("native", native::fuzz::native),
     ("record", record),
     ("sideband", bpf::fuzz::sideband),
     ("stat", target::fuzz::stat),
+    ("symbols", native::fuzz::maps_of_symbols),
     ("text", cpython::fuzz::text),
     ("unwind", unwind),
     ("walk", walk),

@@ -10,9 +10,12 @@
 mod debug_file;
 mod demangle;
 mod elf;
+pub(crate) mod fuzz;
 mod in_root;
 mod kept;
+pub mod kernel;
 mod lines;
+pub mod perf_map;
 mod read;
 mod table;
 #[cfg(test)]

@@ -261,7 +261,7 @@ fn measure() {
         }
         println!(
             "{path}: {read:?}, {} functions, {kib} KiB; first name {first_took:?} {first:?}; {asked} names ({lines} with lines) {:?}, {} KiB",
-            table.len(),
+            starts.len(),
             begun.elapsed(),
             natives.bytes() >> 10
         );

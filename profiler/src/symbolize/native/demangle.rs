@@ -89,7 +89,7 @@ mod tests {
                 "core::fmt::Formatter::pad",
             ),
             ("_ZN4core3fmt9Formatter3padE", "core::fmt::Formatter::pad"),
-            ("_RNvCs1234_7mycrate3foo", "mycrate::foo"),
+            ("_RNvCs1234_5mylib3foo", "mylib::foo"),
             ("_Znwm", "operator new(unsigned long)"),
             ("_Znonsense", "_Znonsense"),
         ] {

@@ -95,6 +95,8 @@ impl Lines {
 
     /// The source of what is at `address` in the file's own addresses.
     pub(super) fn find(&self, address: u64) -> Option<Place> {
+        // addr2line adds one to it.
+        address.checked_add(1)?;
         let mut frames = self.context.find_frames(address).skip_all_loads().ok()?;
         let mut found = Vec::new();
         while let Ok(Some(frame)) = frames.next() {

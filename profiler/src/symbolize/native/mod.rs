@@ -7,6 +7,7 @@
 //! no function covers has no name: the nearest is never taken. Nothing here is fast enough for the
 //! path of samples: see `background`.
 
+pub mod background;
 mod debug_file;
 mod demangle;
 mod elf;

@@ -9,7 +9,7 @@ use std::process::Command;
 use super::*;
 
 /// A mapping of a file that no process has mapped: it is opened by its path.
-pub(super) fn unmapped(path: &Path) -> Mapping {
+fn unmapped(path: &Path) -> Mapping {
     let path = std::fs::canonicalize(path).expect("the file is there");
     Mapping {
         start: 0,
@@ -20,13 +20,13 @@ pub(super) fn unmapped(path: &Path) -> Mapping {
     }
 }
 
-pub(super) fn module(natives: &mut Natives, path: &Path) -> ModuleId {
+fn module(natives: &mut Natives, path: &Path) -> ModuleId {
     let known = natives.module(std::process::id(), &unmapped(path));
     known.unwrap_or_else(|reason| panic!("{}: {reason}", path.display()))
 }
 
 /// The mapping of this process that has `address`.
-fn mapping_of(address: u64) -> Mapping {
+pub(super) fn mapping_of(address: u64) -> Mapping {
     let maps = std::fs::read_to_string("/proc/self/maps").expect("it can be read");
     let found = maps.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -274,4 +274,43 @@ fn measure() {
             .filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS"))
             .collect::<Vec<_>>()
     );
+}
+
+#[test]
+#[ignore = "compares"]
+fn compare() {
+    for path in std::env::var("FILES").expect("FILES").split(' ') {
+        let mut natives = Natives::default();
+        let module = module(&mut natives, Path::new(path));
+        let table = natives
+            .contents(module)
+            .expect("c")
+            .table
+            .clone()
+            .expect("t");
+        let all: Vec<(u64, u64)> = table.iter().map(|(start, size, _)| (start, size)).collect();
+        for (start, size) in all.iter().step_by(all.len().div_ceil(1500)) {
+            let at = start + size / 2;
+            let name = natives.name(module, at);
+            let Ok(name) = name else {
+                println!("{at:x}|?");
+                continue;
+            };
+            let mut out = format!("{at:x}");
+            for inlined in &name.inlined {
+                out += &format!(
+                    "|{}@{}:{}",
+                    inlined.function,
+                    inlined.file.as_deref().unwrap_or("?"),
+                    inlined.line.unwrap_or(0)
+                );
+            }
+            println!(
+                "{out}|{}@{}:{}",
+                name.function,
+                name.file.as_deref().unwrap_or("?"),
+                name.line.unwrap_or(0)
+            );
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use super::lines::Lines;
 use super::read::Contents;
 use super::table::Table;
-use super::{LINES_MAX, Module, ModuleId, Natives, OPEN_MAX, Source, State, TABLES_MAX};
+use super::{Module, ModuleId, Natives, OPEN_MAX, Source, State};
 
 impl Natives {
     /// Bytes that symbols and lines take.
@@ -71,7 +71,7 @@ impl Natives {
 
     /// Forgets tables until they fit, not that of `last`.
     pub(super) fn forget_tables(&mut self, last: ModuleId) {
-        while self.table_bytes() > TABLES_MAX {
+        while self.table_bytes() > self.limits.tables {
             let table = |module: &Module| matches!(&module.state, State::Read(contents, _) if contents.table.is_ok());
             let Some(oldest) = self.oldest(last, table) else {
                 break;
@@ -85,7 +85,7 @@ impl Natives {
     }
 
     fn forget_lines(&mut self, last: ModuleId) {
-        while self.line_bytes() > LINES_MAX {
+        while self.line_bytes() > self.limits.lines {
             let Some(oldest) = self.oldest(last, |module| module.line_bytes() > 0) else {
                 break;
             };

@@ -104,6 +104,22 @@ pub struct ModuleId(u32);
 /// Device, inode, time of the last change in seconds and nanoseconds, size: an inode is used again.
 type FileKey = (u64, u64, i64, i64, u64);
 
+/// Most bytes that are kept.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    tables: usize,
+    lines: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            tables: TABLES_MAX,
+            lines: LINES_MAX,
+        }
+    }
+}
+
 /// Every file whose functions were asked for.
 #[derive(Default)]
 pub struct Natives {
@@ -116,6 +132,7 @@ pub struct Natives {
     /// Counts the questions, for telling what was not used for longest.
     now: u64,
     held: usize,
+    limits: Limits,
 }
 
 /// What is known of one file.

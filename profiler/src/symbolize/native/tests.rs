@@ -228,89 +228,113 @@ fn this_program_is_as_nm_has_it() {
     same_as_nm(&std::env::current_exe().expect("it is there"));
 }
 
+/// A small library of the inputs for fuzzers: `public_` calls `noinline_`, into which `inl` is
+/// inlined twice; `asm_fn` has no size.
+fn small(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/fuzz/native");
+    folder.join(name)
+}
+
+/// The names at every byte of a library's code.
+fn all_names(natives: &mut Natives, module: ModuleId) -> Vec<Name> {
+    let contents = natives.contents(module).expect("it can be read");
+    let table = contents.table.clone().expect("it has symbols");
+    let functions: Vec<_> = table.iter().map(|(start, size, _)| (start, size)).collect();
+    let bytes = functions
+        .iter()
+        .flat_map(|&(start, size)| start..start + size);
+    bytes
+        .map(|at| natives.name(module, at).expect("it is in a function"))
+        .collect()
+}
+
 #[test]
-#[ignore = "prints times"]
-fn measure() {
-    for path in std::env::var("FILES").expect("FILES").split(' ') {
+fn lines_and_inlined_functions_come_from_dwarf_plain_or_packed() {
+    for library in ["dwarf.so", "packed.so"] {
         let mut natives = Natives::default();
-        let begun = std::time::Instant::now();
-        let module = module(&mut natives, Path::new(path));
-        let table = natives
-            .contents(module)
-            .map(|contents| contents.table.clone());
-        let read = begun.elapsed();
-        let Ok(Ok(table)) = table else {
-            println!("{path}: {read:?} {table:?}");
-            continue;
+        let module = module(&mut natives, &small(library));
+        let names = all_names(&mut natives, module);
+        let lines_of = |function: &str| {
+            let mut lines: Vec<_> = names
+                .iter()
+                .filter(|name| name.function == function)
+                .filter_map(|name| name.line)
+                .collect();
+            lines.sort_unstable();
+            lines.dedup();
+            lines
         };
-        let starts: Vec<u64> = table.iter().map(|(start, _, _)| start).collect();
-        let kib = natives.bytes() >> 10;
-        let begun = std::time::Instant::now();
-        let first = natives.name(module, starts[starts.len() / 2]);
-        let first_took = begun.elapsed();
-        let begun = std::time::Instant::now();
-        let mut lines = 0;
-        let mut asked = 0;
-        for start in starts.iter().step_by(starts.len().div_ceil(2000)) {
-            asked += 1;
-            lines += u32::from(
-                natives
-                    .name(module, *start)
-                    .is_ok_and(|name| name.line.is_some()),
-            );
-        }
-        println!(
-            "{path}: {read:?}, {} functions, {kib} KiB; first name {first_took:?} {first:?}; {asked} names ({lines} with lines) {:?}, {} KiB",
-            starts.len(),
-            begun.elapsed(),
-            natives.bytes() >> 10
+        // Of `t.c`: where each stands in it.
+        assert_eq!(lines_of("noinline_"), [3], "{library}");
+        assert_eq!(lines_of("public_"), [4], "{library}");
+        assert_eq!(lines_of("asm_fn"), [] as [u32; 0], "{library}");
+        let inlined = names.iter().flat_map(|name| &name.inlined);
+        let inlined: Vec<_> = inlined
+            .map(|inlined| (inlined.function.as_str(), inlined.line))
+            .collect();
+        assert!(
+            inlined.contains(&("inl", Some(2))),
+            "{library}: {inlined:?}"
+        );
+        assert!(
+            inlined.iter().all(|(function, _)| *function == "inl"),
+            "{library}"
         );
     }
-    let status = std::fs::read_to_string("/proc/self/status").expect("status");
-    println!(
-        "{:?}",
-        status
-            .lines()
-            .filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS"))
-            .collect::<Vec<_>>()
+}
+
+#[test]
+fn local_functions_of_a_stripped_library_come_from_its_debug_data() {
+    let mut natives = Natives::default();
+    let module = module(&mut natives, &small("debugdata.so"));
+    let names = all_names(&mut natives, module);
+    let mut functions: Vec<_> = names.iter().map(|name| name.function.as_str()).collect();
+    functions.dedup();
+    assert_eq!(functions, ["asm_fn", "noinline_", "public_"]);
+    assert!(
+        names
+            .iter()
+            .all(|name| name.line.is_none() && name.inlined.is_empty())
     );
 }
 
 #[test]
-#[ignore = "compares"]
-fn compare() {
-    for path in std::env::var("FILES").expect("FILES").split(' ') {
-        let mut natives = Natives::default();
-        let module = module(&mut natives, Path::new(path));
-        let table = natives
-            .contents(module)
-            .expect("c")
-            .table
-            .clone()
-            .expect("t");
-        let all: Vec<(u64, u64)> = table.iter().map(|(start, size, _)| (start, size)).collect();
-        for (start, size) in all.iter().step_by(all.len().div_ceil(1500)) {
-            let at = start + size / 2;
-            let name = natives.name(module, at);
-            let Ok(name) = name else {
-                println!("{at:x}|?");
-                continue;
-            };
-            let mut out = format!("{at:x}");
-            for inlined in &name.inlined {
-                out += &format!(
-                    "|{}@{}:{}",
-                    inlined.function,
-                    inlined.file.as_deref().unwrap_or("?"),
-                    inlined.line.unwrap_or(0)
-                );
-            }
-            println!(
-                "{out}|{}@{}:{}",
-                name.function,
-                name.file.as_deref().unwrap_or("?"),
-                name.line.unwrap_or(0)
-            );
-        }
+fn equal_libraries_have_one_table_and_a_changed_one_its_own() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut natives = Natives::default();
+    for copy in ["a.so", "b.so"] {
+        let path = folder.path().join(copy);
+        std::fs::copy(small("dwarf.so"), &path).expect("it can be copied");
+        let module = module(&mut natives, &path);
+        assert!(!all_names(&mut natives, module).is_empty());
     }
+    assert_eq!(natives.count(), (2, 1));
+    // The same inode is another file once it is written to.
+    let changed = folder.path().join("b.so");
+    std::fs::write(&changed, "text").expect("it can be written");
+    let text = module(&mut natives, &changed);
+    assert_eq!(natives.name(text, 0), Err(Reason::NotElf));
+    assert_eq!(natives.count(), (3, 1));
+}
+
+#[test]
+fn what_was_not_used_for_longest_is_forgotten_and_read_again() {
+    let limits = Limits {
+        tables: 1,
+        lines: 1,
+    };
+    let mut natives = Natives {
+        limits,
+        ..Natives::default()
+    };
+    let one = module(&mut natives, &small("dwarf.so"));
+    let other = module(&mut natives, &small("debugdata.so"));
+    let first = all_names(&mut natives, one);
+    assert_eq!(natives.count(), (2, 1));
+    let with_lines = natives.bytes();
+    all_names(&mut natives, other);
+    assert!(natives.count() == (2, 1) && natives.bytes() < with_lines);
+    assert_eq!(all_names(&mut natives, one), first);
+    assert_eq!(natives.count(), (2, 1));
+    assert_eq!(natives.held, 1, "the file with DWARF");
 }

@@ -1,12 +1,13 @@
 //! Names of code that a program made at run time, from the file that JITs write for perf:
 //! `/tmp/perf-PID.map` with the pid that the process has in its own namespace (Linux,
 //! `tools/perf/Documentation/jit-interface.txt`). Each line is `START SIZE name` in hexadecimal; a
-//! later line overrides what it overlaps, since memory is used again. Anyone can write to `/tmp`:
-//! only a file of the process's own user, or of root, is believed.
+//! later line overrides what it overlaps, since memory is used again. Anyone can write to `/tmp`, and
+//! pids come again: only a file of the process's own user, or of root, is believed, and none that was
+//! last written before the process began.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -118,6 +119,11 @@ fn open(pid: u32) -> Result<(File, u64), Reason> {
     let path = PathBuf::from(format!("/tmp/perf-{own_pid}.map"));
     let file = in_root::open(Some(pid), &path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.mtime() < began(pid).map_err(unreadable)? {
+        let path = path.display();
+        let why = format!("{path} is older than the process");
+        return Err(Reason::Unreadable(why));
+    }
     match metadata.uid() {
         owner if owner == user || owner == 0 => Ok((file, metadata.size())),
         owner => {
@@ -126,6 +132,29 @@ fn open(pid: u32) -> Result<(File, u64), Reason> {
             Err(Reason::Unreadable(why))
         }
     }
+}
+
+/// When a process began, seconds since 1970, at most two too early: `btime` of `/proc/stat` is
+/// rounded, and ticks, a hundredth of a second for user space on x86-64, are since boot.
+fn began(pid: u32) -> io::Result<i64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let boot = fs::read_to_string("/proc/stat")?;
+    let boot = boot
+        .lines()
+        .find_map(|line| line.strip_prefix("btime ")?.parse().ok());
+    let ticks = ticks(&stat);
+    let since = ticks
+        .zip(boot)
+        .map(|(ticks, boot): (i64, i64)| boot.saturating_add(ticks / 100));
+    let since = since.ok_or(io::ErrorKind::InvalidData)?;
+    Ok(since.saturating_sub(2))
+}
+
+/// The field `starttime` of `/proc/PID/stat` (proc(5)): the twentieth after the process's name, which
+/// is in brackets and may have any letters.
+fn ticks(stat: &str) -> Option<i64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// The innermost pid and the effective user of `/proc/PID/status`.
@@ -234,6 +263,14 @@ mod tests {
             (Some(("one", 0)), Some(("two", 0)))
         );
         let third = map.update(me);
+        let file = File::options()
+            .write(true)
+            .open(&path)
+            .expect("it is there");
+        let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1 << 30);
+        file.set_modified(long_ago).expect("it is ours");
+        let stale = map.update(me).expect_err("it is another's").to_string();
+        assert!(stale.contains("older than the process"), "{stale}");
         fs::remove_file(&path).expect("it is there");
         assert_eq!(
             (third, map.find(0x1000), map.find(1)),

@@ -29,8 +29,7 @@ use crate::{
     unwind::Modules,
 };
 
-use natives::Natives;
-pub use natives::{NativeNames, NoNames};
+use natives::{Names, Natives};
 use python::{Process, Shown};
 use stitch::Place;
 pub use stitch::why_missing;
@@ -54,7 +53,7 @@ pub struct Symbols {
     before: Option<(Known, Instant)>,
     unknown: BTreeMap<Reason, u64>,
     /// Who names native frames.
-    names: Box<dyn NativeNames>,
+    names: Names,
     /// By incarnation.
     natives: FxHashMap<u32, Natives>,
     /// How the walks over native frames of the stacks that were named have ended.
@@ -92,7 +91,7 @@ impl Default for Symbols {
             known: Known::default(),
             before: None,
             unknown: BTreeMap::new(),
-            names: Box::new(NoNames),
+            names: Names::default(),
             natives: FxHashMap::default(),
             native_ends: [0; NativeEnd::ALL.len()],
             frames: Vec::new(),
@@ -176,27 +175,29 @@ impl Symbols {
             }
         }
         self.frames = stack;
-        let wait = wait && !nameless.is_empty();
-        if !wait && native_end == NativeEnd::NotAsked {
-            named.extend(python.into_iter().flatten());
-        } else if !wait {
-            self.native_ends[native_end as usize] += 1;
-            let natives = self.natives.entry(id).or_default();
-            let native = natives.name(profile, &mut *self.names, &native);
-            let places: Vec<_> = native.iter().map(|(_, native)| *native).collect();
-            stitch::stitch(python.len(), &places, native_end, |place| match place {
-                Place::Python(index) => named.extend(python[index]),
-                Place::Native(index) => named.push(native[index].0),
-                Place::Missing => {
-                    let why = why_missing(native_end).unwrap_or_default();
-                    named.push(profile.marker(&format!("[unknown: native frames, {why}]")));
-                }
-            });
-        }
+        let waits = wait && !nameless.is_empty();
+        let places = match native_end {
+            _ if waits => None,
+            NativeEnd::NotAsked => Some(Vec::new()),
+            _ => {
+                let natives = self.natives.entry(id).or_default();
+                natives.name(profile, &mut self.names, process.0, &native, wait)
+            }
+        };
         self.native = native;
-        if wait {
+        let Some(native) = places else {
             return Naming::Wait;
-        }
+        };
+        self.native_ends[native_end as usize] += 1;
+        let places: Vec<_> = native.iter().map(|(_, native)| *native).collect();
+        stitch::stitch(python.len(), &places, native_end, |place| match place {
+            Place::Python(index) => named.extend(python[index]),
+            Place::Native(index) => named.extend(&native[index].0),
+            Place::Missing => {
+                let why = why_missing(native_end).unwrap_or_default();
+                named.push(profile.marker(&format!("[unknown: native frames, {why}]")));
+            }
+        });
         for reason in nameless {
             *self.unknown.entry(reason).or_default() += 1;
         }

@@ -1,42 +1,107 @@
-//! Names for native frames of one process: the module that an address lies in, and what a
-//! [`NativeNames`] says of it. Addresses that have no name show their module and place in it.
+//! Native frames of one process: the module that an address lies in, and the names that `native`
+//! finds there. An address without a name shows its module and its place in it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use profiler_ebpf::native::{address, newer};
 use rustc_hash::FxHashMap;
 
 use crate::{
+    cpython::{Mapping, VDSO},
     profile::{FrameId, Function, Profile},
     unwind::{Module, Modules},
 };
 
-use super::stitch::Native;
+use super::{
+    native::{
+        Name,
+        background::{At, Background},
+        perf_map::PerfMap,
+    },
+    stitch::Native,
+};
 
 /// Most addresses of a process whose frames are remembered; then all are forgotten.
 const FRAMES_MAX: usize = 1 << 14;
+/// How long the daemon waits for the names of one stack. The largest file known takes a fifth of that
+/// to read, once.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Who knows the names of native code.
-pub trait NativeNames {
-    /// The function at this offset in the module's file.
-    fn name(&mut self, module: &Module, offset: u64) -> Option<String>;
+/// Who is asked for names, on a thread of its own, and what it has answered.
+#[derive(Default)]
+pub(super) struct Names {
+    /// Runs from the first question on.
+    background: Option<Background>,
+    answers: FxHashMap<u64, Option<Name>>,
+    last_ticket: u64,
 }
 
-/// Knows none.
-pub struct NoNames;
-
-impl NativeNames for NoNames {
-    fn name(&mut self, _module: &Module, _offset: u64) -> Option<String> {
-        None
+impl Names {
+    /// Asks for the function at an address of a module. None when nobody can be asked.
+    fn ask(&mut self, module: &Module, inside: u64) -> Option<u64> {
+        if self.background.is_none() {
+            self.background = Background::start().ok();
+        }
+        let at = match &*module.path {
+            VDSO => At::Vdso {
+                offset: inside - module.start,
+            },
+            _ => At::File {
+                pid: module.pid,
+                mapping: Arc::new(Mapping {
+                    start: module.start,
+                    end: module.end,
+                    offset: module.offset,
+                    inode: module.inode,
+                    path: module.path.clone(),
+                }),
+                offset: inside - module.start + module.offset,
+            },
+        };
+        self.last_ticket += 1;
+        let asked = self.background.as_mut()?.ask(self.last_ticket, at);
+        asked.then_some(self.last_ticket)
     }
+
+    /// Takes in the answers that there are by now.
+    fn listen(&mut self) {
+        while let Some(answer) = self.background.as_mut().and_then(Background::answer) {
+            self.answers.insert(answer.ticket, answer.name.ok());
+        }
+    }
+
+    /// Waits until a question is answered, or `deadline`.
+    fn wait_for(&mut self, ticket: u64, deadline: Instant) {
+        let Some(background) = &mut self.background else {
+            return;
+        };
+        while !self.answers.contains_key(&ticket) {
+            let Some(answer) = background.wait(deadline) else {
+                return;
+            };
+            self.answers.insert(answer.ticket, answer.name.ok());
+        }
+    }
+}
+
+/// What is known of an address.
+enum Known {
+    /// The question for its name.
+    Asked(u64),
+    /// The frame, after what is inlined into it, innermost first; and whether it is of the
+    /// interpreter's own code.
+    Named(Box<[FrameId]>, bool),
 }
 
 /// What is known of the native code of one process.
 #[derive(Default)]
 pub(super) struct Natives {
     modules: Arc<Modules>,
+    /// What the process tells of code that it made.
+    made: PerfMap,
     /// By the address of an instruction.
-    frames: FxHashMap<u64, (FrameId, bool)>,
+    known: FxHashMap<u64, Known>,
 }
 
 impl Natives {
@@ -44,72 +109,151 @@ impl Natives {
     pub(super) fn set(&mut self, modules: &Arc<Modules>) {
         if !Arc::ptr_eq(&self.modules, modules) {
             self.modules = modules.clone();
-            self.frames.clear();
+            self.known.clear();
         }
     }
 
-    /// The frames of a stack, as they are shown, and for their places.
+    /// The frames of a stack of process `pid`, as they are shown, and for their places. None while
+    /// names are still looked for and `wait` is set; without it they get some time, and those that
+    /// are not found by then are not shown.
     pub(super) fn name(
         &mut self,
         profile: &mut Profile,
-        names: &mut dyn NativeNames,
+        names: &mut Names,
+        pid: u32,
         stack: &[u64],
-    ) -> Vec<(FrameId, Native)> {
-        let mut runs = true;
-        let mut named = Vec::with_capacity(stack.len());
-        for &frame in stack {
-            // A caller's address is the one behind its call.
-            let inside = address(frame).wrapping_sub(u64::from(!runs));
-            runs = false;
-            let (id, interpreter) = self.frame(profile, names, inside);
+        wait: bool,
+    ) -> Option<Vec<(Box<[FrameId]>, Native)>> {
+        // A caller's address is the one behind its call.
+        let inside =
+            |(index, &frame): (usize, &u64)| address(frame).wrapping_sub((index > 0).into());
+        names.listen();
+        let mut all = true;
+        for inside in stack.iter().enumerate().map(inside) {
+            all &= self.look(profile, names, pid, inside);
+        }
+        if !all && wait {
+            return None;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let named = stack.iter().enumerate().map(|(index, &frame)| {
+            let inside = inside((index, &frame));
+            if let Some(&Known::Asked(ticket)) = self.known.get(&inside) {
+                names.wait_for(ticket, deadline);
+                self.look(profile, names, pid, inside);
+            }
+            let (frames, interpreter) = match self.known.get(&inside) {
+                Some(Known::Named(frames, interpreter)) => (frames.clone(), *interpreter),
+                _ => (unknown(profile, &self.modules, inside), false),
+            };
             let native = Native {
                 newer: newer(frame),
                 interpreter,
             };
-            named.push((id, native));
-        }
-        named
+            (frames, native)
+        });
+        Some(named.collect())
     }
 
-    fn frame(
-        &mut self,
-        profile: &mut Profile,
-        names: &mut dyn NativeNames,
-        inside: u64,
-    ) -> (FrameId, bool) {
-        if let Some(&known) = self.frames.get(&inside) {
-            return known;
-        }
-        let found = self.modules.find(inside);
-        let (name, path, short) = match found {
-            Some(module) => {
-                let offset = inside - module.start + module.offset;
-                match names.name(module, offset) {
-                    Some(name) => (name, module.path.clone(), module.name().to_owned()),
-                    None => unknown(module.name(), offset),
+    /// Finds out what is at an address. False when that is not known yet.
+    fn look(&mut self, profile: &mut Profile, names: &mut Names, pid: u32, inside: u64) -> bool {
+        let name = match self.known.get(&inside) {
+            Some(Known::Named(..)) => return true,
+            Some(Known::Asked(ticket)) => match names.answers.remove(ticket) {
+                Some(name) => name,
+                None => return false,
+            },
+            None => {
+                let module = self.modules.find(inside);
+                let asked = module
+                    .filter(|module| !module.path.is_empty())
+                    .and_then(|module| names.ask(module, inside));
+                if let Some(ticket) = asked {
+                    self.remember(inside, Known::Asked(ticket));
+                    return false;
                 }
+                None
             }
-            None => unknown("[anon]", inside),
         };
-        let function = profile.function(Function {
-            name,
-            file: path,
-            short_file: short,
-            first_line: 0,
-        });
-        let shown = (
-            profile.frame(function, None),
-            found.is_some_and(|module| module.interpreter),
-        );
-        if self.frames.len() >= FRAMES_MAX {
-            self.frames.clear();
+        let module = self.modules.find(inside);
+        let frames = match (name, module) {
+            (Some(name), Some(module)) => frames(profile, module, name),
+            _ => match self.made_at(pid, inside) {
+                Some(name) => [native_frame(profile, name, "", "[jit]", None)].into(),
+                None => unknown(profile, &self.modules, inside),
+            },
+        };
+        let interpreter = self
+            .modules
+            .find(inside)
+            .is_some_and(|module| module.interpreter);
+        self.remember(inside, Known::Named(frames, interpreter));
+        true
+    }
+
+    fn remember(&mut self, inside: u64, known: Known) {
+        if self.known.len() >= FRAMES_MAX {
+            self.known.clear();
         }
-        self.frames.insert(inside, shown);
-        shown
+        self.known.insert(inside, known);
+    }
+
+    /// The name of code that the process has made, if it told.
+    fn made_at(&mut self, pid: u32, inside: u64) -> Option<String> {
+        let of_a_file = self
+            .modules
+            .find(inside)
+            .is_some_and(|module| !module.path.is_empty());
+        if of_a_file {
+            return None;
+        }
+        if self.made.find(inside).is_none() {
+            // Most programs make none.
+            self.made.update(pid).ok()?;
+        }
+        Some(self.made.find(inside)?.0.to_owned())
     }
 }
 
-fn unknown(module: &str, offset: u64) -> (String, String, String) {
-    let name = format!("[unknown in {module}+{offset:#x}]");
-    (name, String::new(), String::new())
+fn frames(profile: &mut Profile, module: &Module, name: Name) -> Box<[FrameId]> {
+    let mut frame = |function, file: Option<String>, line| match file {
+        Some(file) => {
+            let short = file.rsplit('/').next().unwrap_or(&file).to_owned();
+            native_frame(profile, function, &file, &short, line)
+        }
+        None => native_frame(profile, function, &module.path, module.name(), None),
+    };
+    let mut frames = Vec::with_capacity(name.inlined.len() + 1);
+    for inlined in name.inlined {
+        frames.push(frame(inlined.function, inlined.file, inlined.line));
+    }
+    frames.push(frame(name.function, name.file, name.line));
+    frames.into()
+}
+
+fn unknown(profile: &mut Profile, modules: &Modules, inside: u64) -> Box<[FrameId]> {
+    let name = match modules.find(inside) {
+        Some(module) => {
+            let offset = inside - module.start + module.offset;
+            format!("[unknown in {}+{offset:#x}]", module.name())
+        }
+        None => format!("[unknown in [anon]+{inside:#x}]"),
+    };
+    [native_frame(profile, name, "", "", None)].into()
+}
+
+fn native_frame(
+    profile: &mut Profile,
+    name: String,
+    file: &str,
+    short_file: &str,
+    line: Option<u32>,
+) -> FrameId {
+    let function = profile.function(Function {
+        name,
+        file: file.to_owned(),
+        short_file: short_file.to_owned(),
+        first_line: 0,
+    });
+    profile.frame(function, line)
 }

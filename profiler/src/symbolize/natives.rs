@@ -89,9 +89,8 @@ impl Names {
 enum Known {
     /// The question for its name.
     Asked(u64),
-    /// The frame, after what is inlined into it, innermost first; and whether it is of the
-    /// interpreter's own code.
-    Named(Box<[FrameId]>, bool),
+    /// The frame, after what is inlined into it, innermost first.
+    Named(Box<[FrameId]>),
 }
 
 /// What is known of the native code of one process.
@@ -142,13 +141,15 @@ impl Natives {
                 names.wait_for(ticket, deadline);
                 self.look(profile, names, pid, inside);
             }
-            let (frames, interpreter) = match self.known.get(&inside) {
-                Some(Known::Named(frames, interpreter)) => (frames.clone(), *interpreter),
-                _ => (unknown(profile, &self.modules, inside), false),
+            let frames = match self.known.get(&inside) {
+                Some(Known::Named(frames)) => frames.clone(),
+                _ => unknown(profile, &self.modules, inside),
             };
+            let module = self.modules.find(inside);
             let native = Native {
                 newer: newer(frame),
-                interpreter,
+                interpreter: module.is_some_and(|module| module.interpreter),
+                starter: module.is_some_and(begins_threads),
             };
             (frames, native)
         });
@@ -183,11 +184,7 @@ impl Natives {
                 None => unknown(profile, &self.modules, inside),
             },
         };
-        let interpreter = self
-            .modules
-            .find(inside)
-            .is_some_and(|module| module.interpreter);
-        self.remember(inside, Known::Named(frames, interpreter));
+        self.remember(inside, Known::Named(frames));
         true
     }
 
@@ -213,6 +210,15 @@ impl Natives {
         }
         Some(self.made.find(inside)?.0.to_owned())
     }
+}
+
+/// Whether a module is what programs and threads begin in: the C library, and a `python` that has the
+/// interpreter in a library.
+fn begins_threads(module: &Module) -> bool {
+    let name = module.name();
+    ["libc.", "libc-", "libpthread", "ld-", "python"]
+        .iter()
+        .any(|start| name.starts_with(start))
 }
 
 fn frames(profile: &mut Profile, module: &Module, name: Name) -> Box<[FrameId]> {

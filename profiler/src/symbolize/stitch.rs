@@ -10,6 +10,8 @@ pub(super) struct Native {
     pub(super) newer: u16,
     /// Whether it is of the interpreter's own code.
     pub(super) interpreter: bool,
+    /// Whether it is of what begins programs and threads.
+    pub(super) starter: bool,
 }
 
 /// What stands at one place of a stack.
@@ -23,8 +25,9 @@ pub(super) enum Place {
     Missing,
 }
 
-/// Gives `place` what is to be shown, newest first. The interpreter's own frames between two Python
-/// frames are not: they say only how the one came to call the other.
+/// Gives `place` what is to be shown, newest first. The interpreter's own frames are not, unless
+/// Python's newest frame has called them: they say only how Python frames came to call each other.
+/// Nor is what has begun the thread.
 ///
 /// Where native frames do not tell their place, those are shown that Python's newest frame has called:
 /// the ones before the interpreter's first.
@@ -50,7 +53,8 @@ pub(super) fn stitch(
             place(Place::Python(placed));
             placed += 1;
         }
-        if !frame.interpreter || placed == 0 || placed == python {
+        let folded = placed > 0 && (frame.interpreter || frame.starter && placed == python);
+        if !folded {
             place(Place::Native(index));
         }
     }
@@ -82,13 +86,15 @@ mod tests {
     use super::*;
 
     /// `p0 p1`: Python frames; `n0`: native frames, `?`: some are missing. Of the native frames each is
-    /// given by how many Python frames are newer, `i` for one of the interpreter.
+    /// given by how many Python frames are newer, `i` for one of the interpreter, `s` for one that
+    /// begins a thread.
     fn check(python: usize, native: &[(u16, char)], end: NativeEnd, expected: &str) {
         let native: Vec<Native> = native
             .iter()
             .map(|&(newer, kind)| Native {
                 newer,
                 interpreter: kind == 'i',
+                starter: kind == 's',
             })
             .collect();
         let mut seen = Vec::new();
@@ -116,8 +122,11 @@ mod tests {
             (3, 'i'),
             (4, 'i'),
             (4, 'c'),
+            (4, 'i'),
+            (4, 's'),
         ];
-        check(4, &native, whole, "n0 n1 p0 p1 n4 p2 p3 n7 n8");
+        check(4, &native, whole, "n0 n1 p0 p1 n4 p2 p3 n8");
+        check(1, &[(0, 's'), (1, 's')], whole, "n0 p0");
         check(2, &[], NativeEnd::NotAsked, "p0 p1");
         check(0, &[(0, 'i'), (0, 'c')], whole, "n0 n1");
     }

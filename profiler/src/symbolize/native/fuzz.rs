@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::demangle::{NAME_MAX, demangle};
 use super::lines::Lines;
+use super::perf_map;
 use super::read;
-use super::{kernel, perf_map};
 
 /// A mapped file: its symbols, its DWARF, and the names of its functions.
 pub(crate) fn native(bytes: &[u8]) {
@@ -45,8 +45,7 @@ pub(crate) fn mangled(bytes: &[u8]) {
     assert!(demangle(&name).len() <= NAME_MAX.max(name.len()));
 }
 
-/// `/tmp/perf-PID.map`, and `/proc/kallsyms`.
+/// `/tmp/perf-PID.map`.
 pub(crate) fn maps_of_symbols(bytes: &[u8]) {
     perf_map::fuzz(bytes);
-    kernel::fuzz(bytes);
 }

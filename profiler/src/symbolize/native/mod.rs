@@ -14,7 +14,6 @@ mod elf;
 pub(crate) mod fuzz;
 mod in_root;
 mod kept;
-pub mod kernel;
 mod lines;
 pub mod perf_map;
 mod read;

@@ -5,8 +5,8 @@
 //! together with all others: when the budget is used up an *epoch* ends. The kernel is told to make
 //! every hash anew, and what was known is kept until what is on its way has been read.
 
-mod natives;
 pub mod native;
+mod natives;
 mod python;
 mod stitch;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use super::*;
+use crate::talk;
 
 /// A mapping of a file that no process has mapped: it is opened by its path.
 fn unmapped(path: &Path) -> Mapping {
@@ -184,7 +185,7 @@ fn nm(path: &Path) -> Option<BTreeMap<u64, (u64, Vec<String>)>> {
 /// Every function that `nm` knows has one of its names here, at its first and its last byte.
 fn same_as_nm(path: &Path) {
     let Some(functions) = nm(path).filter(|functions| functions.len() > 10) else {
-        eprintln!("skipped: nm knows nothing of {}", path.display());
+        talk::say(format!("skipped: nm knows nothing of {}", path.display()));
         return;
     };
     let mut natives = Natives::default();

@@ -8,7 +8,6 @@ use std::process::Command;
 use std::sync::Arc;
 
 use super::*;
-use crate::talk;
 
 /// A mapping of a file that no process has mapped: it is opened by its path.
 fn unmapped(path: &Path) -> Mapping {
@@ -183,9 +182,10 @@ fn nm(path: &Path) -> Option<BTreeMap<u64, (u64, Vec<String>)>> {
 }
 
 /// Every function that `nm` knows has one of its names here, at its first and its last byte.
+#[expect(clippy::print_stderr, reason = "what is skipped is said")]
 fn same_as_nm(path: &Path) {
     let Some(functions) = nm(path).filter(|functions| functions.len() > 10) else {
-        talk::say(format!("skipped: nm knows nothing of {}", path.display()));
+        eprintln!("skipped: nm knows nothing of {}", path.display());
         return;
     };
     let mut natives = Natives::default();

@@ -149,7 +149,7 @@ impl Kernel {
             .context("the kernel refused the program's maps")?;
         let programs = Programs::load(&mut ebpf, settings.steps)?;
         if settings.native && programs.steps != Steps::Loop {
-            bail!("native frames need Linux 5.17 or newer, or `--steps loop`");
+            bail!("`--native` needs Linux 5.17 or newer: record without it");
         }
         let tables = settings
             .native

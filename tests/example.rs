@@ -117,6 +117,7 @@ fn add_stack(profile: &mut Profile, calls: &[Call]) -> StackId {
                 file: file.to_owned(),
                 short_file: short_file.to_owned(),
                 first_line,
+                module: String::new(),
             });
             profile.frame(function, (line > 0).then_some(line))
         })

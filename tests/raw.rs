@@ -30,13 +30,15 @@ pub struct Thread {
     pub name: String,
 }
 
-/// A Python frame: `name (file:line)`.
+/// A frame: `name (file:line)`, of native code `name (file:line, module)` or `name (module)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// The qualified name where the version has one, else the bare one.
     pub name: String,
     /// The file, or nothing for a frame that has none.
     pub file: String,
+    /// The library or program of a native frame that has a source file, too.
+    pub module: String,
     /// The line, or 0.
     pub line: u32,
 }
@@ -109,11 +111,13 @@ fn marker(text: &str) -> Option<&str> {
 }
 
 fn frame(text: &str) -> Frame {
-    let whole = || Frame {
-        name: text.to_owned(),
-        file: String::new(),
-        line: 0,
+    let frame = |name: &str, file: &str, line, module: &str| Frame {
+        name: name.to_owned(),
+        file: file.to_owned(),
+        module: module.to_owned(),
+        line,
     };
+    let whole = || frame(text, "", 0, "");
     let Some(inner) = text.strip_suffix(')') else {
         return whole();
     };
@@ -122,17 +126,16 @@ fn frame(text: &str) -> Frame {
     let Some((name, place)) = inner.split_once(" (") else {
         return whole();
     };
+    let (place, module) = match place.rsplit_once(", ") {
+        // Modules have no line; neither has a name with a comma in it a Python file's end.
+        Some((source, module)) if !module.contains(".py") => (source, module),
+        _ => (place, ""),
+    };
     match place.rsplit_once(':') {
-        Some((file, line)) if line.parse::<u32>().is_ok() => Frame {
-            name: name.to_owned(),
-            file: file.to_owned(),
-            line: line.parse().unwrap_or(0),
-        },
-        _ => Frame {
-            name: name.to_owned(),
-            file: place.to_owned(),
-            line: 0,
-        },
+        Some((file, line)) if line.parse::<u32>().is_ok() => {
+            frame(name, file, line.parse().unwrap_or(0), module)
+        }
+        _ => frame(name, place, 0, module),
     }
 }
 
@@ -176,23 +179,25 @@ mod tests {
     #[test]
     fn reads_every_kind_of_frame() {
         let line = "process 7:\"python3 a.py\" in container 0123456789ab;thread (8): main;[truncated: depth];\
-                    f (/a b (c)/d:e.py:12);g (h.py);[unknown: gone] 3";
+                    f (/a b (c)/d:e.py:12);g (h.py);q (m.c:4, l.so);[unknown: gone] 3";
         let stack = parse_line(line).expect("a stack");
         assert_eq!((stack.process, stack.count), (Some(7), 3));
         assert_eq!(stack.container.as_deref(), Some("0123456789ab"));
         assert_eq!(stack.thread.map(|thread| thread.id), Some("8".to_owned()));
         assert_eq!(stack.marker.as_deref(), Some("truncated: depth"));
-        let frame = |name: &str, file: &str, line| Frame {
+        let frame = |name: &str, file: &str, line, module: &str| Frame {
             name: name.to_owned(),
             file: file.to_owned(),
+            module: module.to_owned(),
             line,
         };
         assert_eq!(
             stack.frames,
             [
-                frame("f", "/a b (c)/d:e.py", 12),
-                frame("g", "h.py", 0),
-                frame("[unknown: gone]", "", 0)
+                frame("f", "/a b (c)/d:e.py", 12, ""),
+                frame("g", "h.py", 0, ""),
+                frame("q", "m.c", 4, "l.so"),
+                frame("[unknown: gone]", "", 0, "")
             ]
         );
     }

@@ -17,6 +17,7 @@ use self::stack_table::StackTable;
 
 mod label;
 mod parts;
+mod places;
 pub(crate) mod stack_table;
 
 /// Most nodes of the stack tree: 16 bytes each, so about 12 MiB when full.
@@ -33,6 +34,7 @@ const MAX_TEXT: usize = 16 << 20;
 const MAX_MOMENTS: usize = 1 << 22;
 
 const FULL_FUNCTIONS: &str = "[unknown: too many different functions]";
+const FULL_PLACES: &str = "[unknown: too many different native frames]";
 const FULL_STACKS: &str = "[unknown: too many different stacks]";
 /// Shown for a stack without any frame, so that no output has to name nothing.
 const EMPTY_STACK: &str = "[unknown: empty stack]";
@@ -85,6 +87,7 @@ impl Profile {
         let full = profile.marker(FULL_STACKS);
         profile.stack([full]);
         profile.marker(FULL_FUNCTIONS);
+        profile.marker(FULL_PLACES);
         profile
     }
 
@@ -125,9 +128,7 @@ impl Profile {
         if let Some(index) = self.functions.get_index_of(&function) {
             return FunctionId(index as u32);
         }
-        let text = function.name.len() + function.file.len() + function.short_file.len();
-        // An allowance for the entry itself, so that empty names are bounded too.
-        let text = self.text.saturating_add(text).saturating_add(64);
+        let text = self.text.saturating_add(function.bytes());
         if text > MAX_TEXT {
             return FunctionId(FULL_FUNCTION);
         }
@@ -166,9 +167,7 @@ impl Profile {
     pub fn marker(&mut self, label: &str) -> FrameId {
         let (index, _) = self.functions.insert_full(Function {
             name: label.to_owned(),
-            file: String::new(),
-            short_file: String::new(),
-            first_line: 0,
+            ..Function::default()
         });
         self.frame(FunctionId(index as u32), None)
     }
@@ -370,6 +369,7 @@ impl Profile {
 
 // What `Profile::new` interns first, in its order.
 const FULL_FUNCTION: u32 = 2;
+const PLACE_FUNCTION: u32 = 3;
 const EMPTY_STACK_NODE: u32 = 1;
 const FULL_STACK_NODE: u32 = 2;
 

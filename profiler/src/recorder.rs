@@ -88,6 +88,7 @@ impl Recorder {
     pub fn drained(&mut self, targets: &Targets, start: Instant) {
         self.take_waiting(targets);
         self.symbols.drained(start);
+        self.symbols.listen();
     }
 
     /// Takes the samples that wait for names as they are.
@@ -141,6 +142,11 @@ impl Recorder {
         let thread = self.thread(target, sample.target, sample.tid, comm);
         self.profile
             .record(sample.time, thread, id, sample.weight.into());
+    }
+
+    /// Puts the names of native code that were found by now into the profile, at its end.
+    pub fn name_natives(&mut self) {
+        self.symbols.put_names_in(&mut self.profile);
     }
 
     /// Gives new threads the names that Python has for them.

@@ -12,7 +12,7 @@ use profiler_ebpf::NativeEnd;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     process::Child,
-    time::{MissedTickBehavior, interval, sleep_until},
+    time::{MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 use crate::{
@@ -155,6 +155,7 @@ impl Session {
                 () = tokio::task::yield_now(), if more => more = self.drain(),
             }
         };
+        let sampled = started.elapsed();
         self.kernel.stop();
         self.drain_last(signals).await;
         self.recorder.take_waiting(&self.targets);
@@ -163,8 +164,22 @@ impl Session {
         self.take_notices();
         self.recorder.tally.not_looked = self.targets.missed();
         self.recorder.tally.events_lost = self.targets.events_lost();
-        self.recorder.profile.set_duration(started.elapsed());
+        self.recorder.profile.set_duration(sampled);
+        self.wait_for_names(signals).await;
+        self.recorder.name_natives();
         Ok(end)
+    }
+
+    /// Waits for the names of native code, unless the user does not want to: then what has none by
+    /// now is shown by its place alone.
+    async fn wait_for_names(&mut self, signals: &mut Signals) {
+        while self.recorder.symbols.listen() > 0 {
+            tokio::select! {
+                biased;
+                _ = signals.next() => break,
+                () = sleep(POLL) => {}
+            }
+        }
     }
 
     /// Reads what is left, unless that takes too long or the user does not want to wait: then what

@@ -9,7 +9,8 @@ use super::{FrameId, Function, ProcessId, Profile, ThreadId};
 const SHORT_ID: usize = 12;
 
 impl Profile {
-    /// `name (file:line)`, `name (file)` where no line is shown, or the marker as it is.
+    /// `name (file:line)`, `name (file)` where no line is shown, or the marker as it is; of native code
+    /// `name (file:line, module)`, `name (module)` or `[unknown in module+0x12]`.
     pub fn frame_label(&self, id: FrameId) -> String {
         let frame = self.frame_of(id);
         self.function_label(self.function_of(frame.function), frame.line)
@@ -18,7 +19,7 @@ impl Profile {
     /// The same of a function at a line, or at none.
     pub(super) fn function_label(&self, function: &Function, line: Option<u32>) -> String {
         let mut label = escape(&function.name);
-        if function.is_marker() {
+        if function.is_marker() || !function.module.is_empty() && label.starts_with('[') {
             return label;
         }
         label.push_str(" (");
@@ -26,6 +27,12 @@ impl Profile {
         if let Some(line) = line {
             // Writing into a String does not fail.
             let _ = write!(label, ":{line}");
+        }
+        if !function.module.is_empty() {
+            if !function.file.is_empty() {
+                label.push_str(", ");
+            }
+            label.push_str(&escape(self.shown_module(function)));
         }
         label.push(')');
         label
@@ -37,6 +44,14 @@ impl Profile {
             &function.file
         } else {
             &function.short_file
+        }
+    }
+
+    /// The library or program that the shape shows.
+    fn shown_module<'a>(&self, function: &'a Function) -> &'a str {
+        match self.shape().full_filenames {
+            true => &function.module,
+            false => function.short_module(),
         }
     }
 

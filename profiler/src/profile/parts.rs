@@ -92,14 +92,18 @@ pub struct Thread {
 }
 
 /// A function, or a marker that stands where no function is known.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Function {
     /// The qualified name where the version has one.
     pub name: String,
-    /// The file name as the code object has it. Markers have none.
+    /// The source file: of Python as the code object has it, of native code where that is known.
+    /// Markers have none.
     pub file: String,
     /// The part of the file name that is shown by default.
     pub short_file: String,
+    /// The path of the library or program that has native code, as its process sees it; none for
+    /// Python.
+    pub module: String,
     /// Line of the definition; 0 when unknown.
     pub first_line: u32,
 }
@@ -107,7 +111,24 @@ pub struct Function {
 impl Function {
     /// Whether this is a bare label such as `[truncated: …]` instead of a function.
     pub fn is_marker(&self) -> bool {
-        self.file.is_empty() && self.name.starts_with('[') && self.name.ends_with(']')
+        self.file.is_empty()
+            && self.module.is_empty()
+            && self.name.starts_with('[')
+            && self.name.ends_with(']')
+    }
+
+    /// The last part of the path of the library or program.
+    pub fn short_module(&self) -> &str {
+        let path = self.module.strip_suffix(" (deleted)");
+        let path = path.unwrap_or(&self.module);
+        path.rsplit_once('/').map_or(path, |(_, name)| name)
+    }
+
+    /// Bytes that it takes, about.
+    pub(super) fn bytes(&self) -> usize {
+        let text = [&self.name, &self.file, &self.short_file, &self.module];
+        // An allowance for the entry itself, so that empty names are bounded too.
+        text.map(String::len).iter().sum::<usize>() + 64
     }
 }
 

@@ -86,7 +86,8 @@ impl StackTable {
         self.limit = self.nodes.len();
     }
 
-    fn child(&mut self, parent: u32, frame: u32) -> Option<u32> {
+    /// The node of `frame` above `parent`; `None` when it is new and the table is full.
+    pub(crate) fn child(&mut self, parent: u32, frame: u32) -> Option<u32> {
         let mut slot = self.first_slot(parent, frame);
         loop {
             match self.slots[slot] {

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use super::*;
 
-fn profile(shape: Shape) -> Profile {
+pub(super) fn profile(shape: Shape) -> Profile {
     let meta = Meta {
         started: SystemTime::UNIX_EPOCH,
         rate: 99,
@@ -14,12 +14,13 @@ fn profile(shape: Shape) -> Profile {
     Profile::new(meta, shape, true)
 }
 
-fn function(name: &str) -> Function {
+pub(super) fn function(name: &str) -> Function {
     Function {
         name: name.to_owned(),
         file: "/srv/app/main.py".to_owned(),
         short_file: "main.py".to_owned(),
         first_line: 10,
+        ..Function::default()
     }
 }
 

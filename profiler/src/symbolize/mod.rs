@@ -7,6 +7,7 @@
 
 pub mod native;
 mod natives;
+mod places;
 mod python;
 mod stitch;
 #[cfg(test)]
@@ -29,7 +30,8 @@ use crate::{
     unwind::Modules,
 };
 
-use natives::{Names, Natives};
+use natives::Natives;
+use places::Places;
 use python::{Process, Shown};
 use stitch::Place;
 pub use stitch::why_missing;
@@ -52,8 +54,7 @@ pub struct Symbols {
     /// What was known when the last epoch ended, and when that was.
     before: Option<(Known, Instant)>,
     unknown: BTreeMap<Reason, u64>,
-    /// Who names native frames.
-    names: Names,
+    places: Places,
     /// By incarnation.
     natives: FxHashMap<u32, Natives>,
     /// How the walks over native frames of the stacks that were named have ended.
@@ -91,7 +92,7 @@ impl Default for Symbols {
             known: Known::default(),
             before: None,
             unknown: BTreeMap::new(),
-            names: Names::default(),
+            places: Places::default(),
             natives: FxHashMap::default(),
             native_ends: [0; NativeEnd::ALL.len()],
             frames: Vec::new(),
@@ -175,24 +176,18 @@ impl Symbols {
             }
         }
         self.frames = stack;
-        let waits = wait && !nameless.is_empty();
-        let places = match native_end {
-            _ if waits => None,
-            NativeEnd::NotAsked => Some(Vec::new()),
-            _ => {
-                let natives = self.natives.entry(id).or_default();
-                natives.name(profile, &mut self.names, process.0, &native, wait)
-            }
-        };
-        self.native = native;
-        let Some(native) = places else {
+        if wait && !nameless.is_empty() {
+            self.native = native;
             return Naming::Wait;
-        };
+        }
+        let natives = self.natives.entry(id).or_default();
+        let placed = natives.frames(profile, &mut self.places, (id, process.0), &native);
+        self.native = native;
         self.native_ends[native_end as usize] += 1;
-        let places: Vec<_> = native.iter().map(|(_, native)| *native).collect();
-        stitch::stitch(python.len(), &places, native_end, |place| match place {
+        let order: Vec<_> = placed.iter().map(|(_, native)| *native).collect();
+        stitch::stitch(python.len(), &order, native_end, |place| match place {
             Place::Python(index) => named.extend(python[index]),
-            Place::Native(index) => named.extend(&native[index].0),
+            Place::Native(index) => named.push(placed[index].0),
             Place::Missing => {
                 let why = why_missing(native_end).unwrap_or_default();
                 named.push(profile.marker(&format!("[unknown: native frames, {why}]")));
@@ -202,6 +197,16 @@ impl Symbols {
             *self.unknown.entry(reason).or_default() += 1;
         }
         Naming::Named
+    }
+
+    /// Takes in the names of native code that were found by now; how many are still looked for.
+    pub fn listen(&mut self) -> usize {
+        self.places.listen()
+    }
+
+    /// Puts the names of native code into the profile, as far as they were found.
+    pub fn put_names_in(&self, profile: &mut Profile) {
+        profile.put_in(|profile, place| self.places.frames(profile, place));
     }
 
     /// The ring buffer has been read to its end, which began at `start`: forgets what only samples

@@ -241,6 +241,7 @@ impl Process {
             file: code.filename,
             short_file,
             first_line: code.first_line,
+            module: String::new(),
         });
         Named::Function {
             function,

@@ -18,7 +18,7 @@ use crate::{
 const VDSO_MAX: usize = 1 << 20;
 
 /// A file as `/proc/PID/maps` names it: device and inode.
-type FileKey = (String, u64);
+type FileKey = (Arc<str>, u64);
 
 /// The rows of one file in the kernel's map.
 #[derive(Clone, Copy)]
@@ -276,12 +276,12 @@ fn modules(pid: u32, known: &[u64]) -> Result<Vec<(Module, cpython::Mapping)>> {
                 .iter()
                 .any(|address| (part.mapping.start..part.mapping.end).contains(address))
         })
-        .map(|part| (part.device.clone(), part.mapping.inode))
+        .map(|part| (Arc::from(&*part.device), part.mapping.inode))
         .collect();
     let executable = parts.into_iter().filter(|part| part.executable);
     Ok(executable
         .map(|part| {
-            let key = (part.device, part.mapping.inode);
+            let key = (Arc::from(part.device), part.mapping.inode);
             let module = Module {
                 pid,
                 start: part.mapping.start,
@@ -290,7 +290,7 @@ fn modules(pid: u32, known: &[u64]) -> Result<Vec<(Module, cpython::Mapping)>> {
                 interpreter: interpreter.contains(&key),
                 device: key.0,
                 inode: key.1,
-                path: part.mapping.path.clone(),
+                path: part.mapping.path.as_str().into(),
             };
             (module, part.mapping)
         })

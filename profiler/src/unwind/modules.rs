@@ -1,5 +1,7 @@
 //! What a process runs code from: its executable mappings, and which of them a native address lies in.
 
+use std::sync::Arc;
+
 /// An executable mapping of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Module {
@@ -9,10 +11,10 @@ pub struct Module {
     /// Where in the file it begins, bytes.
     pub offset: u64,
     /// The file, as `/proc/PID/maps` has it; nothing and 0 where there is none.
-    pub device: String,
+    pub device: Arc<str>,
     pub inode: u64,
     /// As the process sees it, perhaps with ` (deleted)` at its end; `[vdso]`; or nothing.
-    pub path: String,
+    pub path: Arc<str>,
     /// Whether the interpreter's own code is in this file.
     pub interpreter: bool,
 }
@@ -56,7 +58,7 @@ mod tests {
         let module = |start, end, path: &str| Module {
             start,
             end,
-            path: path.to_owned(),
+            path: path.into(),
             ..Module::default()
         };
         let modules = Modules::new(vec![

@@ -1,20 +1,22 @@
 //! Names off the path of samples: a thread that has [`Natives`], is asked without waiting and answers
-//! when it has read what it must. A file that makes a parser panic costs what was known of files,
-//! and nothing else.
+//! when it has read what it must, file by file. A file that makes a parser panic costs what was known
+//! of files, and nothing else.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Instant;
+
+use rustc_hash::FxHashMap;
 
 use crate::cpython::Mapping;
 
+use super::perf_map::PerfMap;
 use super::{Name, Natives, Reason};
 
-/// Most questions that wait; a stack has some tens of frames, each of which is asked for once.
-const WAITING_MAX: usize = 1 << 16;
+/// Of how many processes what they tell of code that they made is kept.
+const PERF_MAPS_MAX: usize = 64;
 
 /// Where an instruction is.
 #[derive(Clone, Debug)]
@@ -27,19 +29,18 @@ pub enum At {
     },
     /// In the vDSO, by its distance from where that begins.
     Vdso { offset: u64 },
+    /// At an address of process `pid`, which the caller knows by `id`, in no file.
+    Made { pid: u32, id: u32, address: u64 },
 }
 
-/// The answer to one question.
-#[derive(Debug)]
-pub struct Answer {
-    /// What [`Background::ask`] was given.
-    pub ticket: u64,
-    pub name: Result<Name, Reason>,
-}
+/// A question: the number that its answer will have, and where.
+type Question = (u32, At);
+/// The number that the question had, and the name.
+pub type Answer = (u32, Result<Name, Reason>);
 
-/// The thread, which ends when this is dropped and it has answered.
+/// The thread, which ends when this is dropped and it has answered what it was reading for.
 pub struct Background {
-    questions: SyncSender<(u64, At)>,
+    questions: Sender<Question>,
     answers: Receiver<Answer>,
     waiting: usize,
 }
@@ -50,7 +51,7 @@ impl Background {
     /// # Errors
     /// When there can be no more threads.
     pub fn start() -> io::Result<Background> {
-        let (questions, asked) = sync_channel(WAITING_MAX);
+        let (questions, asked) = channel();
         let (answer, answers) = channel();
         thread::Builder::new()
             .name("pyebpf-symbols".to_owned())
@@ -62,28 +63,15 @@ impl Background {
         })
     }
 
-    /// Asks for a name; false when too many questions wait, and this one is not taken.
-    #[must_use]
-    pub fn ask(&mut self, ticket: u64, at: At) -> bool {
-        let asked = self.questions.try_send((ticket, at)).is_ok();
+    /// Asks for a name.
+    pub fn ask(&mut self, number: u32, at: At) {
+        let asked = self.questions.send((number, at)).is_ok();
         self.waiting += usize::from(asked);
-        asked
     }
 
     /// An answer, if there is one by now.
     pub fn answer(&mut self) -> Option<Answer> {
         let answer = self.answers.try_recv().ok()?;
-        self.waiting -= 1;
-        Some(answer)
-    }
-
-    /// The next answer, waiting for it until `deadline`; none when all questions are answered.
-    pub fn wait(&mut self, deadline: Instant) -> Option<Answer> {
-        if self.waiting == 0 {
-            return None;
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let answer = self.answers.recv_timeout(left).ok()?;
         self.waiting -= 1;
         Some(answer)
     }
@@ -94,66 +82,129 @@ impl Background {
     }
 }
 
-fn answer_all(asked: &Receiver<(u64, At)>, answers: &Sender<Answer>) {
-    let mut natives = Natives::default();
-    for (ticket, at) in asked {
-        let named = catch_unwind(AssertUnwindSafe(|| name(&mut natives, &at)));
-        let name = named.unwrap_or_else(|_| {
-            natives = Natives::default();
-            Err(Reason::Damaged("what it has for debuggers"))
-        });
-        if answers.send(Answer { ticket, name }).is_err() {
-            return;
+fn answer_all(asked: &Receiver<Question>, answers: &Sender<Answer>) {
+    let mut names = Names::default();
+    while let Ok(first) = asked.recv() {
+        let mut questions = vec![first];
+        questions.extend(asked.try_iter());
+        // Files are there as long as a process that has them: all are opened before any is read.
+        // Each is read once then, even when not all fit into memory together.
+        questions.sort_by_cached_key(|(_, at)| names.order(at));
+        for (number, at) in questions {
+            let name = catch_unwind(AssertUnwindSafe(|| names.find(&at)));
+            let name = name.unwrap_or_else(|_| {
+                names = Names::default();
+                Err(Reason::Damaged("what it has for debuggers"))
+            });
+            if answers.send((number, name)).is_err() {
+                return;
+            }
         }
     }
 }
 
-fn name(natives: &mut Natives, at: &At) -> Result<Name, Reason> {
-    let (module, offset) = match at {
-        At::File {
-            pid,
-            mapping,
+/// What the thread knows.
+#[derive(Default)]
+struct Names {
+    natives: Natives,
+    /// By the caller's id of the process.
+    made: FxHashMap<u32, PerfMap>,
+}
+
+impl Names {
+    /// Opens the file of a question, and says which it is.
+    fn order(&mut self, at: &At) -> u64 {
+        let At::File { pid, mapping, .. } = at else {
+            return u64::MAX;
+        };
+        let module = self.natives.module(*pid, mapping);
+        module.map_or(u64::MAX, |module| module.index().into())
+    }
+
+    fn find(&mut self, at: &At) -> Result<Name, Reason> {
+        let natives = &mut self.natives;
+        let (module, offset) = match at {
+            At::File {
+                pid,
+                mapping,
+                offset,
+            } => (natives.module(*pid, mapping)?, *offset),
+            At::Vdso { offset } => (natives.vdso()?, *offset),
+            At::Made { pid, id, address } => return self.made(*pid, *id, *address),
+        };
+        let address = natives.address(module, offset)?;
+        natives.name(module, address)
+    }
+
+    /// The name of code that a process has made, if it told.
+    fn made(&mut self, pid: u32, id: u32, address: u64) -> Result<Name, Reason> {
+        if self.made.len() >= PERF_MAPS_MAX && !self.made.contains_key(&id) {
+            self.made.clear();
+        }
+        let made = self.made.entry(id).or_default();
+        if made.find(address).is_none() {
+            made.update(pid)?;
+        }
+        let (function, offset) = made.find(address).ok_or(Reason::NoSymbol)?;
+        Ok(Name {
+            function: function.to_owned(),
             offset,
-        } => (natives.module(*pid, mapping)?, *offset),
-        At::Vdso { offset } => (natives.vdso()?, *offset),
-    };
-    let address = natives.address(module, offset)?;
-    natives.name(module, address)
+            file: None,
+            line: None,
+            inlined: Vec::new(),
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::super::tests::mapping_of;
     use super::*;
 
     #[test]
-    fn questions_are_answered_by_their_tickets() {
+    fn questions_are_answered_by_their_numbers() {
         let mut background = Background::start().expect("a thread can be started");
-        let far = Instant::now() + Duration::from_secs(60);
-        assert!(background.wait(far).is_none(), "nothing was asked");
+        assert!(background.answer().is_none(), "nothing was asked");
         let address = libc::qsort as *const () as u64;
         let mapping = Arc::new(mapping_of(address));
         let offset = address - mapping.start + mapping.offset;
         let pid = std::process::id();
-        for (ticket, offset) in [(7, offset), (8, u64::MAX)] {
+        for (number, offset) in [(7, offset), (8, u64::MAX)] {
             let mapping = Arc::clone(&mapping);
-            assert!(background.ask(
-                ticket,
+            background.ask(
+                number,
                 At::File {
                     pid,
                     mapping,
-                    offset
-                }
-            ));
+                    offset,
+                },
+            );
         }
-        assert_eq!(background.waiting(), 2);
-        let first = background.wait(far).expect("it is answered");
-        let name = first.name.expect("qsort is a function");
-        assert_eq!((first.ticket, name.function.as_str()), (7, "qsort"));
-        let second = background.wait(far).expect("it is answered");
-        assert_eq!((second.ticket, second.name), (8, Err(Reason::NoSymbol)));
-        assert!(background.answer().is_none() && background.wait(far).is_none());
+        background.ask(
+            9,
+            At::Made {
+                pid,
+                id: 0,
+                address,
+            },
+        );
+        assert_eq!(background.waiting(), 3);
+        let mut answers = FxHashMap::default();
+        let far = Instant::now() + Duration::from_secs(60);
+        while background.waiting() > 0 && Instant::now() < far {
+            match background.answer() {
+                Some((number, name)) => drop(answers.insert(number, name)),
+                None => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        let name = |number| answers.get(&number).expect("it is answered").clone();
+        assert_eq!(name(7).map(|name| name.function), Ok("qsort".to_owned()));
+        assert_eq!(name(8), Err(Reason::NoSymbol));
+        assert!(
+            matches!(name(9), Err(Reason::Unreadable(_))),
+            "it made no code"
+        );
     }
 }

@@ -100,6 +100,13 @@ impl Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ModuleId(u32);
 
+impl ModuleId {
+    /// The number itself.
+    pub fn index(self) -> u32 {
+        self.0
+    }
+}
+
 /// Device, inode, time of the last change in seconds and nanoseconds, size: an inode is used again.
 type FileKey = (u64, u64, i64, i64, u64);
 

@@ -1,0 +1,186 @@
+//! Places of native code, whoever runs it: a byte of a file, or an address of one process where there
+//! is no file. A place has a number as soon as it is seen, and its name when [`Background`] has found
+//! it: nothing here waits. One that gets no name shows its module and where in it it is.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use crate::{
+    cpython::{Mapping, VDSO},
+    profile::{FrameId, Function, Profile},
+    unwind::Module,
+};
+
+use super::native::{
+    Name,
+    background::{At, Background},
+};
+
+/// Most places that are told apart; all further ones are one.
+const PLACES_MAX: usize = 1 << 17;
+
+/// What makes two addresses one place.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    /// A byte of a file, by its device, inode and offset.
+    File(Arc<str>, u64, u64),
+    /// A byte of the kernel's own library.
+    Vdso(u64),
+    /// An address of an incarnation.
+    Made(u32, u64),
+}
+
+/// What is known of a place.
+struct Place {
+    /// The path of the module; none where there is no file.
+    module: Arc<str>,
+    /// In the module; else the address, bytes.
+    offset: u64,
+    name: Option<Box<Name>>,
+}
+
+/// Every place that was seen. Numbers stay what they are.
+#[derive(Default)]
+pub(super) struct Places {
+    numbers: FxHashMap<Key, u32>,
+    places: Vec<Place>,
+    /// Runs from the first question on; none when there can be no more threads.
+    background: Option<Background>,
+}
+
+impl Places {
+    /// The number of the place at address `inside` of incarnation `id`, the process `pid`, in
+    /// `module`. Asks for its name when it is new.
+    pub(super) fn place(
+        &mut self,
+        (id, pid): (u32, u32),
+        module: Option<&Module>,
+        inside: u64,
+    ) -> u32 {
+        let file = module.filter(|module| !module.path.is_empty());
+        let offset = file.map_or(inside, |file| inside - file.start + file.offset);
+        let key = match file {
+            Some(file) if *file.path == *VDSO => Key::Vdso(inside - file.start),
+            Some(file) => Key::File(file.device.clone(), file.inode, offset),
+            None => Key::Made(id, inside),
+        };
+        if let Some(&number) = self.numbers.get(&key) {
+            return number;
+        }
+        let number = self.places.len() as u32;
+        if self.places.len() > PLACES_MAX {
+            return number - 1;
+        }
+        self.places.push(Place {
+            module: file.map(|file| file.path.clone()).unwrap_or_default(),
+            offset,
+            name: None,
+        });
+        if self.places.len() > PLACES_MAX {
+            // This one stands for all that have no place of their own.
+            return number;
+        }
+        let at = match (&key, file) {
+            (Key::Vdso(offset), _) => At::Vdso { offset: *offset },
+            (Key::File(..), Some(file)) => At::File {
+                pid,
+                mapping: Arc::new(mapping(file)),
+                offset,
+            },
+            _ => At::Made {
+                pid,
+                id,
+                address: inside,
+            },
+        };
+        self.numbers.insert(key, number);
+        self.ask(number, at);
+        number
+    }
+
+    fn ask(&mut self, number: u32, at: At) {
+        if self.background.is_none() {
+            self.background = Background::start().ok();
+        }
+        if let Some(background) = &mut self.background {
+            background.ask(number, at);
+        }
+    }
+
+    /// Takes in the names that were found by now; how many are still looked for.
+    pub(super) fn listen(&mut self) -> usize {
+        let Some(background) = &mut self.background else {
+            return 0;
+        };
+        while let Some((number, name)) = background.answer() {
+            match name {
+                Ok(name) => self.places[number as usize].name = Some(Box::new(name)),
+                Err(reason) => log::debug!("no name: {reason}"),
+            }
+        }
+        background.waiting()
+    }
+
+    /// The frames that stand for a place: the function after what is inlined into it, innermost first.
+    pub(super) fn frames(&self, profile: &mut Profile, number: u32) -> Box<[FrameId]> {
+        let Some(place) = self.places.get(number as usize) else {
+            return Box::default();
+        };
+        if number as usize == PLACES_MAX {
+            return [profile.marker("[unknown: too many different native frames]")].into();
+        }
+        let Some(name) = place.name.as_deref() else {
+            return [unknown(profile, place)].into();
+        };
+        let mut frame = |function: &str, file: Option<&str>, line| {
+            let file = file.unwrap_or_default();
+            let function = profile.function(Function {
+                name: function.to_owned(),
+                file: file.to_owned(),
+                short_file: file.rsplit('/').next().unwrap_or_default().to_owned(),
+                first_line: 0,
+                module: match &*place.module {
+                    // Code that the process made, and told of.
+                    "" => "[jit]".to_owned(),
+                    module => module.to_owned(),
+                },
+            });
+            profile.frame(function, line)
+        };
+        let inlined = name.inlined.iter();
+        let mut frames: Vec<FrameId> = inlined
+            .map(|name| frame(&name.function, name.file.as_deref(), name.line))
+            .collect();
+        frames.push(frame(&name.function, name.file.as_deref(), name.line));
+        frames.into()
+    }
+}
+
+fn mapping(module: &Module) -> Mapping {
+    Mapping {
+        start: module.start,
+        end: module.end,
+        offset: module.offset,
+        inode: module.inode,
+        path: module.path.to_string(),
+    }
+}
+
+/// Code without a name. Where it is in no file its address is another in each run.
+fn unknown(profile: &mut Profile, place: &Place) -> FrameId {
+    if place.module.is_empty() {
+        return profile.marker("[unknown: native code in no file]");
+    }
+    let mut function = Function {
+        module: place.module.to_string(),
+        ..Function::default()
+    };
+    function.name = format!(
+        "[unknown in {}+{:#x}]",
+        function.short_module(),
+        place.offset
+    );
+    let function = profile.function(function);
+    profile.frame(function, None)
+}

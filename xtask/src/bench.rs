@@ -6,6 +6,7 @@ mod crowd;
 mod kernel;
 mod machine;
 mod measure;
+mod native;
 mod own;
 mod profilers;
 mod ready;
@@ -59,6 +60,8 @@ enum Figure {
     Ready,
     /// CPU and memory of the profiler beside a thousand Pythons.
     Crowd,
+    /// The same with native frames: kernel program, slowdown, memory.
+    Native,
     /// Processes that are gone soon: what is named, what is lost.
     Brief,
 }
@@ -66,13 +69,16 @@ enum Figure {
 type Measure = fn(&Plan) -> Result<Table>;
 
 /// Each figure and how it is measured.
-const FIGURES: [(Figure, Measure); 6] = [
+const FIGURES: [(Figure, Measure); 9] = [
     (Figure::Slowdown, slowdown::measure),
     (Figure::Kernel, kernel::measure),
     (Figure::Own, own::measure),
     (Figure::Ready, ready::measure),
     (Figure::Crowd, crowd::measure),
     (Figure::Brief, brief::measure),
+    (Figure::Native, native::kernel),
+    (Figure::Native, native::slowdown),
+    (Figure::Native, native::memory),
 ];
 
 /// What the figures are measured with.

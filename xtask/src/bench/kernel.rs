@@ -10,13 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::measure::{self, Statistics, cpus, median};
-use super::profilers::{Profiler, Recording, Whom};
+use super::profilers::{Profiler, Recording, Told, Whom};
 use super::table::{Table, figure, verdict};
 use super::workload::{Target, Work};
 use super::{Plan, say};
 
 const DEPTHS: [usize; 3] = [12, 100, 500];
-const RATE: u32 = 999;
+pub(super) const RATE: u32 = 999;
 /// Until the interpreter is named and caches are warm.
 const WARM_UP: Duration = Duration::from_millis(300);
 /// Of the program's runs so many must have found a target.
@@ -39,10 +39,11 @@ pub(super) fn measure(plan: &Plan) -> Result<Table> {
             ));
             for each_its_own in [false, true] {
                 for depth in DEPTHS {
-                    let (time, share) = sample(plan, python, depth, each_its_own)?;
+                    let work = busy("busy", depth, each_its_own);
+                    let timed = sample(plan, Profiler::Pyebpf, python, work)?;
                     let stack = (*minor, each_its_own, depth);
-                    times.entry(stack).or_default().push(time);
-                    shares.push(share);
+                    times.entry(stack).or_default().push(timed.nanoseconds);
+                    shares.push(timed.share);
                 }
             }
         }
@@ -50,22 +51,37 @@ pub(super) fn measure(plan: &Plan) -> Result<Table> {
     Ok(table(plan, &times, &shares))
 }
 
-/// Nanoseconds of one run of the program, and the share of its runs that found a target.
-fn sample(plan: &Plan, python: &Path, depth: usize, each_its_own: bool) -> Result<(f64, f64)> {
+/// Work that keeps a CPU to itself.
+pub(super) fn busy(mode: &'static str, depth: usize, each_its_own: bool) -> Work {
+    Work {
+        mode,
+        depth,
+        each_its_own,
+        cpu: None,
+        real_time: true,
+    }
+}
+
+/// How the kernel program ran for a while.
+pub(super) struct Timed {
+    /// Of one run.
+    pub(super) nanoseconds: f64,
+    /// Of its runs that found a target.
+    pub(super) share: f64,
+    /// At the end.
+    pub(super) told: Told,
+}
+
+/// Times the program while every CPU does this work.
+pub(super) fn sample(plan: &Plan, profiler: Profiler, python: &Path, work: Work) -> Result<Timed> {
     let mut targets = Vec::new();
     for cpu in 0..cpus()? {
-        let work = Work {
-            mode: "busy",
-            depth,
-            each_its_own,
-            cpu: Some(cpu),
-            real_time: true,
-        };
-        targets.push(Target::start(python, work)?);
+        let cpu = Some(cpu);
+        targets.push(Target::start(python, Work { cpu, ..work })?);
     }
     // Above the targets, or it would never run; it needs little.
     let before = ["chrt", "--fifo", "2"];
-    let recording = Recording::start(&plan.tools, Profiler::Pyebpf, Whom::All, RATE, &before)?;
+    let recording = Recording::start(&plan.tools, profiler, Whom::All, RATE, &before)?;
     thread::sleep(WARM_UP);
     let reading = || -> Result<(f64, f64, f64)> {
         let runs = measure::runs(recording.pid());
@@ -81,10 +97,14 @@ fn sample(plan: &Plan, python: &Path, depth: usize, each_its_own: bool) -> Resul
     let last = reading()?;
     // The targets make way before pyebpf writes its profile.
     drop(targets);
-    recording.finish(|| ())?;
+    let told = recording.finish(|| ())?;
     let count = last.1 - first.1;
     let due = (last.2 - first.2) * f64::from(RATE);
-    Ok(((last.0 - first.0) / count, due / count))
+    Ok(Timed {
+        nanoseconds: (last.0 - first.0) / count,
+        share: due / count,
+        told,
+    })
 }
 
 fn table(plan: &Plan, times: &BTreeMap<Stack, Vec<f64>>, shares: &[f64]) -> Table {

@@ -94,6 +94,27 @@ pub(super) fn map_memory(pid: u32) -> u64 {
     maps.values().sum()
 }
 
+/// How many files a process has code from.
+///
+/// # Errors
+/// When there is no such process.
+pub(super) fn mapped_code(pid: u32) -> Result<usize> {
+    let path = format!("/proc/{pid}/maps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(code_files(&text))
+}
+
+/// The files in lines of `/proc/PID/maps` that are mapped as code (proc_pid_maps(5)).
+fn code_files(maps: &str) -> usize {
+    let files = maps.lines().filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let code = fields.next()?.contains('x');
+        let path = fields.nth(3)?;
+        (code && path.starts_with('/')).then_some(path)
+    });
+    files.collect::<std::collections::BTreeSet<_>>().len()
+}
+
 /// The runs of the process's perf-event program so far; all zero without [`Statistics`].
 pub(super) fn runs(pid: u32) -> Option<Runs> {
     descriptors(pid).iter().find_map(|text| runs_of(text))
@@ -199,6 +220,14 @@ mod tests {
         assert_eq!(ticks(stat), Some(281));
         assert_eq!(ticks("7 (a) R 1"), None);
         assert!(cpu_time(std::process::id()).is_ok());
+    }
+
+    #[test]
+    fn each_file_of_code_counts_once() {
+        let maps = "1-2 r-xp 00000000 fe:00 7 /usr/lib/a.so\n2-3 r--p 00001000 fe:00 7 /usr/lib/b.so\n\
+                    3-4 r-xp 00002000 fe:00 7 /usr/lib/a.so\n4-5 r-xp 00000000 00:00 0 [vdso]\n\
+                    5-6 rwxp 00000000 00:00 0\n";
+        assert_eq!(code_files(maps), 1);
     }
 
     #[test]

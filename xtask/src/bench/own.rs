@@ -124,9 +124,11 @@ fn record(plan: &Plan, case: &Case) -> Result<Use> {
     let told = recording.finish(&mut look)?;
     let due = match case.profiler {
         // A clock that stands still while the target does not run.
-        Profiler::Pyebpf | Profiler::Perf => worked * f64::from(case.rate),
+        Profiler::Pyebpf | Profiler::PyebpfNative | Profiler::Perf => worked * f64::from(case.rate),
         // A clock on the wall, which ran before we looked.
-        Profiler::PySpy | Profiler::PySpyNonblocking => age * f64::from(case.rate),
+        Profiler::PySpy | Profiler::PySpyNonblocking | Profiler::PySpyNative => {
+            age * f64::from(case.rate)
+        }
     };
     Ok(Use {
         cpu: 100.0 * during / seconds,

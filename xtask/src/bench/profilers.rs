@@ -35,8 +35,10 @@ pub(super) struct Tools {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Profiler {
     Pyebpf,
+    PyebpfNative,
     PySpy,
     PySpyNonblocking,
+    PySpyNative,
     Perf,
 }
 
@@ -92,10 +94,11 @@ impl Recording {
         before: &[&str],
     ) -> Result<Recording> {
         let program = match profiler {
-            Profiler::Pyebpf => &tools.pyebpf,
-            Profiler::PySpy | Profiler::PySpyNonblocking => &tools.py_spy,
+            Profiler::Pyebpf | Profiler::PyebpfNative => &tools.pyebpf,
+            Profiler::PySpy | Profiler::PySpyNonblocking | Profiler::PySpyNative => &tools.py_spy,
             Profiler::Perf => &tools.perf,
         };
+        let ours = program == &tools.pyebpf;
         let words = before.iter().map(|&word| word.to_owned());
         let words: Vec<String> = words
             .chain([program.to_string_lossy().into_owned()])
@@ -115,9 +118,9 @@ impl Recording {
             .with_context(|| format!("cannot run {}", words.join(" ")))?;
         let running = Running(child);
         let events = match profiler {
-            Profiler::Pyebpf => measure::cpus()?,
+            Profiler::Pyebpf | Profiler::PyebpfNative => measure::cpus()?,
             Profiler::Perf => 1,
-            Profiler::PySpy | Profiler::PySpyNonblocking => {
+            Profiler::PySpy | Profiler::PySpyNonblocking | Profiler::PySpyNative => {
                 thread::sleep(PY_SPY_STARTS);
                 0
             }
@@ -135,7 +138,7 @@ impl Recording {
         Ok(Recording {
             running,
             said,
-            stats: (profiler == Profiler::Pyebpf).then(|| tools.stats()),
+            stats: ours.then(|| tools.stats()),
             ready_after: started.elapsed(),
             started,
         })
@@ -191,7 +194,9 @@ impl Profiler {
     pub(super) fn name(self) -> &'static str {
         match self {
             Profiler::Pyebpf => "pyebpf",
+            Profiler::PyebpfNative => "pyebpf `--native`",
             Profiler::PySpy => "py-spy",
+            Profiler::PySpyNative => "py-spy `--native`",
             Profiler::PySpyNonblocking => "py-spy `--nonblocking`",
             Profiler::Perf => "perf",
         }
@@ -202,27 +207,21 @@ impl Profiler {
         let stats = tools.stats().to_string_lossy().into_owned();
         let rate = rate.to_string();
         let words: &[&str] = match self {
-            Profiler::Pyebpf => &[
+            Profiler::Pyebpf | Profiler::PyebpfNative => &[
                 "record", "-f", "raw", "-r", &rate, "-o", &output, "--stats", &stats,
             ],
-            Profiler::PySpy => &[
+            Profiler::PySpy | Profiler::PySpyNonblocking | Profiler::PySpyNative => &[
                 "record", "-f", "raw", "-d", "600", "-r", &rate, "-o", &output,
-            ],
-            Profiler::PySpyNonblocking => &[
-                "record",
-                "-f",
-                "raw",
-                "-d",
-                "600",
-                "-r",
-                &rate,
-                "-o",
-                &output,
-                "--nonblocking",
             ],
             Profiler::Perf => &["record", "-q", "-g", "-F", &rate, "-o", &output],
         };
-        let mut arguments: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        let mode = match self {
+            Profiler::PyebpfNative | Profiler::PySpyNative => Some("--native"),
+            Profiler::PySpyNonblocking => Some("--nonblocking"),
+            Profiler::Pyebpf | Profiler::PySpy | Profiler::Perf => None,
+        };
+        let words = words.iter().copied().chain(mode);
+        let mut arguments: Vec<String> = words.map(str::to_owned).collect();
         match whom {
             Whom::Pids(pids) => {
                 let pairs = pids.iter().map(|pid| ["-p".to_owned(), pid.to_string()]);

@@ -74,7 +74,7 @@ pub(super) fn measure(plan: &Plan) -> Result<Table> {
 }
 
 /// Seconds per unit of work under a profiler.
-fn profiled(
+pub(super) fn profiled(
     plan: &Plan,
     target: &mut Target,
     profiler: Option<Profiler>,
@@ -90,7 +90,7 @@ fn profiled(
     mean(seconds)
 }
 
-fn mean(units: Vec<f64>) -> Result<f64> {
+pub(super) fn mean(units: Vec<f64>) -> Result<f64> {
     quicker_half(&units).context("the workload did no unit of work")
 }
 
@@ -143,7 +143,7 @@ fn judge(rate: u32, depth: usize, perf: Option<f64>, ours: Option<f64>) -> Strin
 
 /// The median and its standard error, which the distance of the quartiles tells: for a normal
 /// distribution that is 1.349 standard deviations, and a median errs 1.253 times as far as a mean.
-fn with_error(values: &[f64]) -> String {
+pub(super) fn with_error(values: &[f64]) -> String {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let half = sorted.len().div_ceil(2);

@@ -1,17 +1,19 @@
-"""What `cargo xtask bench` measures: `work.py block|busy|turns|sleep|storm DEPTH ten|all`, under a stack of
+"""What `cargo xtask bench` measures: `work.py MODE DEPTH ten|all`, under a stack of
 exactly DEPTH frames. `ten`: through ten functions in two files, which is what deep stacks look
 like; `all`: every frame another function. It ends with the process that started it.
 
 `block`: for each line of standard input, a number of seconds, does equal units of work for about so
 long and answers with the seconds that each unit took. `busy`: works until it is killed. `turns`:
-works for 2 ms of each second. `sleep`: waits. `storm`: forks children that end at once. Each says first that it is up, and under how many
-frames.
+works for 2 ms of each second. `sleep`: waits. `storm`: forks children that end at once. `nested-N`:
+works in C, N calls deep. `libraries`: takes turns with as many libraries mapped as the standard
+library has use for. Each says first that it is up, and under how many frames.
 
 `work.py brief SECONDS` works for so many seconds of its CPU, says how many they were, and ends.
 """
 import os
 import sys
 import time
+from functools import partial
 
 PARENT = os.getppid()
 # Seconds that a unit of work takes when nothing disturbs it.
@@ -88,6 +90,34 @@ def storm():
         os.waitpid(child, 0)
 
 
+def nested(levels):
+    """Encodes a list of numbers that lies in as many other lists: C calls itself once for each."""
+    from json.encoder import c_make_encoder, encode_basestring_ascii
+    encode = c_make_encoder(
+        None, None, encode_basestring_ascii, None, ":", ",", False, False, True
+    )
+    data = [1] * 100000
+    for _ in range(levels):
+        data = [data]
+    up(sys._getframe())
+    while os.getppid() == PARENT:
+        encode(data, 0)
+
+
+def libraries():
+    """Maps what the standard library has of C."""
+    import importlib
+    for name in (
+        "array bz2 cmath csv ctypes curses datetime decimal fcntl grp hashlib json lzma math mmap "
+        "multiprocessing pickle pyexpat queue random readline resource select socket sqlite3 ssl "
+        "statistics struct syslog termios unicodedata uuid zlib zoneinfo"
+    ).split():
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            pass
+
+
 def brief(seconds):
     begin = time.process_time()
     worked = 0.0
@@ -121,7 +151,15 @@ def each_its_own(between, leaf):
 def deep(mode, depth, shape):
     depth = int(depth)
     sys.setrecursionlimit(depth + 200)
-    leaf = {"block": blocks, "busy": busy, "turns": turns, "sleep": sleep, "storm": storm}[mode]
+    name, _, levels = mode.partition("-")
+    leaf = {
+        "block": blocks, "busy": busy, "libraries": turns, "nested": nested, "sleep": sleep,
+        "storm": storm, "turns": turns,
+    }[name]
+    if name == "libraries":
+        libraries()
+    if levels:
+        leaf = partial(leaf, int(levels))
     # The module and the leaf are frames, too.
     return (ten if shape == "ten" else each_its_own)(depth - 2, leaf)
 

@@ -59,6 +59,7 @@ pub struct Symbols {
     natives: FxHashMap<u32, Natives>,
     /// How the walks over native frames of the stacks that were named have ended.
     native_ends: [u64; NativeEnd::ALL.len()],
+    native_frames: u64,
     /// Working memory: the stack that is being named.
     frames: Vec<Frame>,
     native: Vec<u64>,
@@ -95,6 +96,7 @@ impl Default for Symbols {
             places: Places::default(),
             natives: FxHashMap::default(),
             native_ends: [0; NativeEnd::ALL.len()],
+            native_frames: 0,
             frames: Vec::new(),
             native: Vec::new(),
         }
@@ -184,6 +186,7 @@ impl Symbols {
         let placed = natives.frames(profile, &mut self.places, (id, process.0), &native);
         self.native = native;
         self.native_ends[native_end as usize] += 1;
+        self.native_frames += placed.len() as u64;
         let order: Vec<_> = placed.iter().map(|(_, native)| *native).collect();
         stitch::stitch(python.len(), &order, native_end, |place| match place {
             Place::Python(index) => named.extend(python[index]),
@@ -228,6 +231,11 @@ impl Symbols {
     /// How many frames had no name, and why.
     pub fn unknown(&self) -> &BTreeMap<Reason, u64> {
         &self.unknown
+    }
+
+    /// How many native frames the stacks had that were named, those included that are not shown.
+    pub fn native_frames(&self) -> u64 {
+        self.native_frames
     }
 
     /// How the walks over native frames of the stacks that were named have ended, as far as any were

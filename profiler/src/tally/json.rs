@@ -33,10 +33,18 @@ struct Stats<'a> {
     /// Starts, forks and ends of processes and mappings of theirs that did not arrive, at least.
     events_lost: u64,
     frames_without_name: BTreeMap<String, u64>,
+    native: Native,
     /// What does not add up: a fault of pyebpf.
     unaccounted: BTreeMap<&'static str, [u64; 2]>,
     advice: Option<String>,
     notices: &'a [String],
+}
+
+/// What there was of native frames.
+#[derive(Debug, Serialize)]
+struct Native {
+    /// In all samples, as they were read: before any is folded, and without inlined ones.
+    frames: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -87,6 +95,9 @@ impl Tally {
                 .iter()
                 .map(|(reason, &frames)| (reason.to_string(), frames))
                 .collect(),
+            native: Native {
+                frames: symbols.native_frames(),
+            },
             unaccounted: discrepancies
                 .map(|found| (found.what, [found.left, found.right]))
                 .collect(),

@@ -1,15 +1,17 @@
 //! A profile made by hand, small enough to check by eye and with everything in it that an output
-//! could get wrong: two processes, threads, markers, recursion, names that need escaping.
+//! could get wrong: two processes, threads, markers, recursion, native code, names that need escaping.
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use pyebpf::profile::{Function, Meta, Process, ProcessId, Profile, Shape, StackId};
+use pyebpf::profile::{
+    FrameId, Function, Meta, Module, Process, ProcessId, Profile, Shape, StackId,
+};
 
 /// Nanoseconds that every sample of [`profile`] stands for.
 pub const WEIGHT: u64 = 10_000_000;
 
 /// Samples of [`profile`].
-pub const SAMPLES: u64 = 20;
+pub const SAMPLES: u64 = 27;
 
 /// A profile without samples, but with a process that was looked at.
 pub fn empty(shape: Shape) -> Profile {
@@ -91,7 +93,76 @@ pub fn profile(shape: Shape) -> Profile {
         &[module, sell, ("JSON.decode", json, 330, 337)],
     );
     record(&mut profile, main, stack, 1);
+    let native = profile.add_thread(shop, 43, "pool-2".to_owned());
+    for (stack, times) in native_stacks(&mut profile, app) {
+        record(&mut profile, native, stack, times);
+    }
     profile
+}
+
+/// Stacks of native code called by Python, and their samples: named with and without a line, inlined,
+/// without a name, made at run time, of the kernel, and missing.
+fn native_stacks(profile: &mut Profile, app: (&str, &str)) -> [(StackId, u32); 5] {
+    let mut module = |path: &str, build_id: &[u8], kernel| {
+        profile.module(Module {
+            path: path.to_owned(),
+            build_id: build_id.to_vec(),
+            kernel,
+        })
+    };
+    let zlib = module(
+        "/usr/lib/x86_64-linux-gnu/libz.so.1.2.13",
+        &[0xbe, 0x01, 0x0f],
+        false,
+    );
+    let shop = module("/srv/größe;/libshop (1).so (deleted)", &[], false);
+    let jit = module("[jit]", &[], false);
+    let kernel = module("[kernel]", &[0x77; 20], true);
+    let ext4 = module("[ext4]", &[], true);
+    let mut native = |name: &str, source: (&str, &str, u32), module| {
+        let function = profile.function(Function {
+            name: name.to_owned(),
+            file: source.0.to_owned(),
+            short_file: source.1.to_owned(),
+            first_line: 0,
+            module: Some(module),
+        });
+        profile.frame(function, (source.2 > 0).then_some(source.2))
+    };
+    let none = ("", "", 0);
+    let source = |line| ("/build/shop/sort.cpp", "sort.cpp", line);
+    let header = ("/usr/include/c++/12/bits/stl_algo.h", "stl_algo.h", 1948);
+    let compress = native("compress2", none, zlib);
+    let adler32 = native("adler32_z", none, zlib);
+    let sort = native(
+        "shop::sort(std::vector<int, std::allocator<int> >&)",
+        source(31),
+        shop,
+    );
+    let inlined = native(
+        "void std::sort<int*, shop::Less (*)(int)>(int*, int*)",
+        header,
+        shop,
+    );
+    let compare = native(
+        "shop::{lambda(int, int)#1}::operator()(int, int) const",
+        source(29),
+        shop,
+    );
+    let unknown = native("[unknown in libshop (1).so+0x1a2b]", none, shop);
+    let made = native("py::f;g:/srv/a b.py", none, jit);
+    let read = native("vfs_read", none, kernel);
+    let ext4 = native("ext4_file_read_iter", none, ext4);
+    let missing = profile.marker("[unknown: native frames, code without unwind information]");
+    let pack = python_frame(profile, ("Shop.pack", app, 60, 66));
+    let order = python_frame(profile, ("Shop.order", app, 70, 71));
+    [
+        (profile.stack([pack, compress, adler32]), 2),
+        (profile.stack([order, sort, inlined, compare]), 1),
+        (profile.stack([order, unknown, order, made]), 1),
+        (profile.stack([pack, read, ext4]), 2),
+        (profile.stack([order, missing, adler32]), 1),
+    ]
 }
 
 fn add_process(profile: &mut Profile, pid: u32, command_line: &str) -> ProcessId {
@@ -108,21 +179,26 @@ type Call<'a> = (&'a str, (&'a str, &'a str), u32, u32);
 fn add_stack(profile: &mut Profile, calls: &[Call]) -> StackId {
     let frames: Vec<_> = calls
         .iter()
-        .map(|&(name, (file, short_file), first_line, line)| {
-            if file.is_empty() {
-                return profile.marker(name);
-            }
-            let function = profile.function(Function {
-                name: name.to_owned(),
-                file: file.to_owned(),
-                short_file: short_file.to_owned(),
-                first_line,
-                module: String::new(),
-            });
-            profile.frame(function, (line > 0).then_some(line))
-        })
+        .map(|&call| python_frame(profile, call))
         .collect();
     profile.stack(frames)
+}
+
+fn python_frame(
+    profile: &mut Profile,
+    (name, (file, short_file), first_line, line): Call,
+) -> FrameId {
+    if file.is_empty() {
+        return profile.marker(name);
+    }
+    let function = profile.function(Function {
+        name: name.to_owned(),
+        file: file.to_owned(),
+        short_file: short_file.to_owned(),
+        first_line,
+        module: None,
+    });
+    profile.frame(function, (line > 0).then_some(line))
 }
 
 fn meta() -> Meta {

@@ -164,10 +164,22 @@ fn list(file: &[u8]) -> String {
         .comment
         .iter()
         .for_each(|comment| add(format!("comment {}", text(*comment))));
-    profile
-        .mapping
-        .iter()
-        .for_each(|mapping| add(format!("mapping {} {}", mapping.id, text(mapping.filename))));
+    for mapping in &profile.mapping {
+        let has = [
+            (mapping.has_functions, "functions"),
+            (mapping.has_filenames, "filenames"),
+            (mapping.has_line_numbers, "lines"),
+            (mapping.has_inline_frames, "inlined"),
+        ];
+        let has = has.iter().filter(|has| has.0).map(|has| has.1);
+        add(format!(
+            "mapping {} {} [{}] has {}",
+            mapping.id,
+            text(mapping.filename),
+            text(mapping.build_id),
+            has.collect::<Vec<_>>().join(" ")
+        ));
+    }
     for sample in &profile.sample {
         add(format!("sample {:?}", sample.value));
         for label in &sample.label {
@@ -184,7 +196,9 @@ fn list(file: &[u8]) -> String {
                 .iter()
                 .find(|location| location.id == *id)
                 .unwrap();
-            assert_eq!((location.mapping_id, location.line.len()), (1, 1));
+            assert_eq!(location.line.len(), 1);
+            let mut mappings = profile.mapping.iter();
+            assert!(mappings.any(|mapping| mapping.id == location.mapping_id));
             let line = location.line[0];
             let mut functions = profile.function.iter();
             let function = functions
@@ -192,11 +206,12 @@ fn list(file: &[u8]) -> String {
                 .unwrap();
             assert_eq!(function.system_name, 0);
             add(format!(
-                "    {} | {} | from {} | at {}",
+                "    {} | {} | from {} | at {} | in {}",
                 text(function.name),
                 text(function.filename),
                 function.start_line,
-                line.line
+                line.line,
+                location.mapping_id
             ));
         }
     }

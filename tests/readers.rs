@@ -50,6 +50,12 @@ fn pprof_reads_names_totals_and_labels() -> anyhow::Result<()> {
         " <module> /srv/shop/shop.py:90",
         "JSON.decode /usr/lib/python3.11/json/decoder.py:337",
         r"weird\x3bname\nwith\\ /srv/größe;/数.py",
+        "M=1 <module> /srv/shop/shop.py:90",
+        "M=3 adler32_z :0",
+        "shop::sort(std::vector<int, std::allocator<int> >&) /build/shop/sort.cpp:31",
+        "1: 0x0/0x0/0x0 python  [FN][FL][LN][IN]",
+        "3: 0x0/0x0/0x0 /usr/lib/x86_64-linux-gnu/libz.so.1.2.13 be010f [FN]",
+        "4: 0x0/0x0/0x0 /srv/größe;/libshop (1).so (deleted)  [FN][FL][LN][IN]",
         "[truncated: depth]",
     ] {
         ensure!(
@@ -60,7 +66,7 @@ fn pprof_reads_names_totals_and_labels() -> anyhow::Result<()> {
 
     let top = pprof(&go, &file, &["-top", "-sample_index=samples"])?;
     ensure!(
-        top.contains("Showing nodes accounting for 20, 100% of 20 total"),
+        top.contains("Showing nodes accounting for 27, 100% of 27 total"),
         "{top}"
     );
     // flat, flat %, sum %, cumulative, cumulative %, name
@@ -72,6 +78,20 @@ fn pprof_reads_names_totals_and_labels() -> anyhow::Result<()> {
         ("0", "3", "[truncated: depth]"),
         ("0", "5", "größe.数"),
         ("1", "1", "[unreadable: thread state]"),
+        ("3", "3", "adler32_z"),
+        ("0", "2", "compress2"),
+        ("2", "2", "ext4_file_read_iter"),
+        (
+            "1",
+            "1",
+            "shop::{lambda(int, int)#1}::operator()(int, int) const",
+        ),
+        (
+            "0",
+            "1",
+            "void std::sort<int*, shop::Less (*)(int)>(int*, int*)",
+        ),
+        ("0", "1", "[unknown in libshop (1).so+0x1a2b]"),
     ] {
         let found = top.lines().any(|line| {
             let columns: Vec<&str> = line.split_whitespace().collect();
@@ -90,13 +110,13 @@ fn pprof_reads_names_totals_and_labels() -> anyhow::Result<()> {
         let focus = format!("-tagfocus={label}");
         let one = pprof(&go, &file, &["-top", "-sample_index=samples", &focus])?;
         ensure!(
-            one.contains("of 20 total") && one.contains("6, 30.00%"),
+            one.contains("of 27 total") && one.contains("6, 22.22%"),
             "{label}: {one}"
         );
     }
     let time = pprof(&go, &file, &["-top"])?;
     ensure!(
-        time.contains("Type: cpu") && time.contains("of 200ms total"),
+        time.contains("Type: cpu") && time.contains("of 270ms total"),
         "{time}"
     );
     Ok(())
@@ -145,13 +165,17 @@ fn speedscope_reads_threads_frames_and_times() -> anyhow::Result<()> {
             format!("{shop} (41): MainThread"),
             format!(r"{shop} (42): worker\x3b1 #2"),
             format!("{OTHER} thread (77): python3"),
+            format!("{shop} (43): pool-2"),
         ]
     );
     let totals: Vec<u64> = profiles
         .iter()
         .filter_map(|profile| profile["total"].as_u64())
         .collect();
-    assert_eq!(totals, [8, 6, 6].map(|samples| samples * example::WEIGHT));
+    assert_eq!(
+        totals,
+        [8, 6, 6, 7].map(|samples| samples * example::WEIGHT)
+    );
     assert_eq!(
         totals.iter().sum::<u64>(),
         example::SAMPLES * example::WEIGHT

@@ -10,8 +10,8 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 
 pub use self::label::{escape, plural};
 pub use self::parts::{
-    Count, Frame, FrameId, Function, FunctionId, LineShape, Meta, Moment, Process, ProcessId,
-    Shape, StackId, Thread, ThreadId,
+    Count, Frame, FrameId, Function, FunctionId, LineShape, Meta, Module, ModuleId, Moment,
+    Process, ProcessId, Shape, StackId, Thread, ThreadId,
 };
 use self::stack_table::StackTable;
 
@@ -34,6 +34,7 @@ const MAX_TEXT: usize = 16 << 20;
 const MAX_MOMENTS: usize = 1 << 22;
 
 const FULL_FUNCTIONS: &str = "[unknown: too many different functions]";
+const FULL_MODULES: &str = "[unknown: too many different modules]";
 const FULL_PLACES: &str = "[unknown: too many different native frames]";
 const FULL_STACKS: &str = "[unknown: too many different stacks]";
 /// Shown for a stack without any frame, so that no output has to name nothing.
@@ -48,6 +49,7 @@ pub struct Profile {
     threads: Vec<Thread>,
     // Names come from the targets: the standard hasher, whose collisions they can't choose.
     functions: IndexSet<Function>,
+    modules: IndexSet<Module>,
     text: usize,
     frames: IndexSet<Frame, FxBuildHasher>,
     stacks: StackTable,
@@ -72,6 +74,7 @@ impl Profile {
             processes: Vec::new(),
             threads: Vec::new(),
             functions: IndexSet::new(),
+            modules: IndexSet::new(),
             text: 0,
             frames: IndexSet::default(),
             stacks: StackTable::new(MAX_NODES),
@@ -88,6 +91,10 @@ impl Profile {
         profile.stack([full]);
         profile.marker(FULL_FUNCTIONS);
         profile.marker(FULL_PLACES);
+        profile.modules.insert(Module {
+            path: FULL_MODULES.to_owned(),
+            ..Module::default()
+        });
         profile
     }
 
@@ -134,6 +141,19 @@ impl Profile {
         }
         self.text = text;
         FunctionId(self.functions.insert_full(function).0 as u32)
+    }
+
+    /// Interns a module. When the names fill their memory, it becomes one that says so.
+    pub fn module(&mut self, module: Module) -> ModuleId {
+        if let Some(index) = self.modules.get_index_of(&module) {
+            return ModuleId(index as u32);
+        }
+        let text = self.text.saturating_add(module.bytes());
+        if text > MAX_TEXT {
+            return ModuleId(FULL_MODULE);
+        }
+        self.text = text;
+        ModuleId(self.modules.insert_full(module).0 as u32)
     }
 
     /// Interns a frame of `function` at `line`, as far as the shape shows lines.
@@ -266,6 +286,11 @@ impl Profile {
         &self.functions[id.0 as usize]
     }
 
+    /// The module of this id.
+    pub fn module_of(&self, id: ModuleId) -> &Module {
+        &self.modules[id.0 as usize]
+    }
+
     /// The frame of this id.
     pub fn frame_of(&self, id: FrameId) -> Frame {
         self.frames[id.0 as usize]
@@ -370,6 +395,7 @@ impl Profile {
 // What `Profile::new` interns first, in its order.
 const FULL_FUNCTION: u32 = 2;
 const PLACE_FUNCTION: u32 = 3;
+const FULL_MODULE: u32 = 0;
 const EMPTY_STACK_NODE: u32 = 1;
 const FULL_STACK_NODE: u32 = 2;
 

@@ -1,6 +1,7 @@
 //! A flame graph as an interactive SVG, callers above callees. Width is samples; colour tells whose
-//! code it is: warm for the program's own, green for installed packages, blue for the standard
-//! library, grey for processes, threads and markers.
+//! code it is: of Python warm for the program's own, green for installed packages, blue for the
+//! standard library; violet for native code, by its library; brown for the kernel; grey for processes,
+//! threads and markers.
 
 use std::io::Write;
 
@@ -9,7 +10,7 @@ use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
 use inferno::flamegraph::{Direction, Options, from_lines};
 
 use super::label_tree::LabelTree;
-use crate::profile::{Function, Profile, escape, plural};
+use crate::profile::{Function, Module, Profile, escape, plural};
 
 /// A frame below this share of all samples (a tenth of a pixel) is not drawn.
 const NARROWEST: f64 = 0.0001;
@@ -114,21 +115,27 @@ fn palette(profile: &Profile) -> PaletteMap {
         let function = profile.function_of(profile.frame_of(frame).function);
         let label = profile.frame_label(frame);
         if palette.get(&label).is_none() {
-            let colour = colour(function, &label);
+            let module = function.module.map(|module| profile.module_of(module));
+            let colour = colour(function, module, &label);
             palette.insert(label, colour);
         }
     }
     palette
 }
 
-/// The colour of a frame: the hue by whose code it is and its file, the shade by its label, so that
-/// two lines of a function side by side can be told apart.
-fn colour(function: &Function, label: &str) -> Color {
-    let by_file = hash(&function.file);
+/// The colour of a frame: the hue by whose code it is and its file or library, the shade by its label,
+/// so that two lines of a function side by side can be told apart.
+fn colour(function: &Function, module: Option<&Module>, label: &str) -> Color {
+    let by_file = hash(module.map_or(&function.file, |module| &module.path));
     let shade = (hash(label) % 24) as u8;
     let spread = |range: u64| (by_file % range) as u8;
     if function.is_marker() {
         MARKER
+    } else if let Some(module) = module {
+        match module.kernel {
+            true => rgb(176 + shade, 150 + shade, 110 + spread(30)),
+            false => rgb(168 + spread(70), 128 + shade, 214 + shade),
+        }
     } else if is_package(&function.file) {
         rgb(120 + spread(60), 200 + shade, 130 + shade)
     } else if is_standard_library(&function.file) {

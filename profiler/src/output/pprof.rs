@@ -2,6 +2,7 @@
 //! file names (tools look the sources up) and lines. Process and thread are labels, not frames:
 //! pprof filters and groups by them.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::UNIX_EPOCH;
 
@@ -12,12 +13,12 @@ use indexmap::IndexSet;
 use prost::Message;
 use rustc_hash::FxHashMap;
 
-use crate::profile::{FrameId, FunctionId, Profile, ThreadId, escape};
+use crate::profile::{FrameId, FunctionId, ModuleId, Profile, ThreadId, escape};
 
 pub mod proto;
 
-/// The one mapping of every file.
-const MAPPING: u64 = 1;
+/// The mapping of all Python code.
+const PYTHON: u64 = 1;
 
 /// Writes the profile as pprof, piece by piece, so that thousands of deep stacks need not be in
 /// memory at once.
@@ -33,6 +34,7 @@ pub fn write(profile: &Profile, out: &mut dyn Write) -> anyhow::Result<()> {
 fn write_pieces(profile: &Profile, file: &mut Pieces) -> std::io::Result<()> {
     let head = head(profile, file);
     file.piece(&head)?;
+    write_modules(profile, file)?;
     write_frames(profile, file)?;
     write_samples(profile, file)?;
     let string_table = std::mem::take(&mut file.strings).into_iter().collect();
@@ -53,8 +55,9 @@ fn head(profile: &Profile, file: &mut Pieces) -> proto::Profile {
     proto::Profile {
         sample_type: vec![samples, cpu],
         mapping: vec![proto::Mapping {
-            id: MAPPING,
+            id: PYTHON,
             filename: file.string("python"),
+            build_id: 0,
             has_functions: true,
             has_filenames: true,
             has_line_numbers: true,
@@ -70,6 +73,33 @@ fn head(profile: &Profile, file: &mut Pieces) -> proto::Profile {
     }
 }
 
+/// A mapping for each library and program that native code is of. Its functions all are in the file:
+/// those without a name have one that says so.
+fn write_modules(profile: &Profile, file: &mut Pieces) -> std::io::Result<()> {
+    let mut modules: BTreeMap<ModuleId, proto::Mapping> = BTreeMap::new();
+    for id in profile.used_frames() {
+        let frame = profile.frame_of(id);
+        let function = profile.function_of(frame.function);
+        let Some(id) = function.module else { continue };
+        let mapping = modules.entry(id).or_insert_with(|| {
+            let module = profile.module_of(id);
+            proto::Mapping {
+                id: mapping(Some(id)),
+                filename: file.string(&module.path),
+                build_id: file.string(&hex(&module.build_id)),
+                has_functions: true,
+                ..proto::Mapping::default()
+            }
+        });
+        mapping.has_filenames |= !function.file.is_empty();
+        mapping.has_line_numbers |= frame.line.is_some();
+        // Who tells of lines tells of what was inlined.
+        mapping.has_inline_frames |= frame.line.is_some();
+    }
+    let mapping = modules.into_values().collect();
+    file.piece(&proto::Profile { mapping, ..proto::Profile::default() })
+}
+
 fn write_frames(profile: &Profile, file: &mut Pieces) -> std::io::Result<()> {
     let mut functions: IndexSet<FunctionId> = IndexSet::new();
     for id in profile.used_frames() {
@@ -78,8 +108,8 @@ fn write_frames(profile: &Profile, file: &mut Pieces) -> std::io::Result<()> {
         // Ids of pprof begin at 1; 0 means none.
         let function_id = index as u64 + 1;
         let mut piece = proto::Profile::default();
+        let function = profile.function_of(frame.function);
         if new {
-            let function = profile.function_of(frame.function);
             piece.function.push(proto::Function {
                 id: function_id,
                 name: file.string(&escape(&function.name)),
@@ -93,7 +123,7 @@ fn write_frames(profile: &Profile, file: &mut Pieces) -> std::io::Result<()> {
         let line = proto::Line { function_id, line: frame.line.unwrap_or(0).into() };
         piece.location.push(proto::Location {
             id: location(id),
-            mapping_id: MAPPING,
+            mapping_id: mapping(function.module),
             line: vec![line],
         });
         file.piece(&piece)?;
@@ -146,6 +176,14 @@ fn thread_labels(profile: &Profile, id: ThreadId, file: &mut Pieces) -> Vec<prot
 
 fn location(frame: FrameId) -> u64 {
     frame.index() as u64 + 1
+}
+
+fn mapping(module: Option<ModuleId>) -> u64 {
+    module.map_or(PYTHON, |module| PYTHON + 1 + u64::from(module.index()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// pprof's numbers are signed; none of ours gets there (2^63 ns are 292 years).

@@ -74,7 +74,13 @@ struct Frame {
 fn frame(profile: &Profile, id: FrameId) -> Frame {
     let shown = profile.frame_of(id);
     let function = profile.function_of(shown.function);
-    let file = (!function.is_marker()).then(|| profile.shown_file(function).to_owned());
+    let source = profile.shown_file(function);
+    let file = match profile.shown_module(function) {
+        // Native code whose source is not known.
+        Some(module) if source.is_empty() => Some(module),
+        _ => (!function.is_marker()).then_some(source),
+    };
+    let file = file.map(str::to_owned);
     Frame { name: escape(&function.name), file, line: shown.line }
 }
 

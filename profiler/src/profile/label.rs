@@ -19,7 +19,7 @@ impl Profile {
     /// The same of a function at a line, or at none.
     pub(super) fn function_label(&self, function: &Function, line: Option<u32>) -> String {
         let mut label = escape(&function.name);
-        if function.is_marker() || !function.module.is_empty() && label.starts_with('[') {
+        if function.is_marker() || function.module.is_some() && label.starts_with('[') {
             return label;
         }
         label.push_str(" (");
@@ -28,11 +28,11 @@ impl Profile {
             // Writing into a String does not fail.
             let _ = write!(label, ":{line}");
         }
-        if !function.module.is_empty() {
+        if let Some(module) = self.shown_module(function) {
             if !function.file.is_empty() {
                 label.push_str(", ");
             }
-            label.push_str(&escape(self.shown_module(function)));
+            label.push_str(&escape(module));
         }
         label.push(')');
         label
@@ -47,12 +47,13 @@ impl Profile {
         }
     }
 
-    /// The library or program that the shape shows.
-    fn shown_module<'a>(&self, function: &'a Function) -> &'a str {
-        match self.shape().full_filenames {
-            true => &function.module,
-            false => function.short_module(),
-        }
+    /// The library or program that the shape shows; none of Python.
+    pub fn shown_module(&self, function: &Function) -> Option<&str> {
+        let module = self.module_of(function.module?);
+        Some(match self.shape().full_filenames {
+            true => &module.path,
+            false => module.name(),
+        })
     }
 
     /// `thread (TID): name`: Python's name of it, else the kernel's.

@@ -15,6 +15,17 @@ pub struct ThreadId(pub(super) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FunctionId(pub(super) u32);
 
+/// Index of a module of one [`super::Profile`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModuleId(pub(super) u32);
+
+impl ModuleId {
+    /// The number itself, for formats that have ids of their own.
+    pub fn index(self) -> u32 {
+        self.0
+    }
+}
+
 /// Index of a frame of one [`super::Profile`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrameId(pub(super) u32);
@@ -91,6 +102,30 @@ pub struct Thread {
     pub name: String,
 }
 
+/// What native code is of: a library, a program, the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Module {
+    /// The file, as its process sees it; `[jit]` for code that a process has made.
+    pub path: String,
+    /// What the linker made of its content (`NT_GNU_BUILD_ID`); none where that is not known.
+    pub build_id: Vec<u8>,
+    /// Whether it is the kernel, or a module of it.
+    pub kernel: bool,
+}
+
+impl Module {
+    /// The last part of the path.
+    pub fn name(&self) -> &str {
+        let path = self.path.strip_suffix(" (deleted)").unwrap_or(&self.path);
+        path.rsplit_once('/').map_or(path, |(_, name)| name)
+    }
+
+    /// Bytes that it takes, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.path.len() + self.build_id.len() + 64
+    }
+}
+
 /// A function, or a marker that stands where no function is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Function {
@@ -101,9 +136,8 @@ pub struct Function {
     pub file: String,
     /// The part of the file name that is shown by default.
     pub short_file: String,
-    /// The path of the library or program that has native code, as its process sees it; none for
-    /// Python.
-    pub module: String,
+    /// The library or program that has native code; none for Python.
+    pub module: Option<ModuleId>,
     /// Line of the definition; 0 when unknown.
     pub first_line: u32,
 }
@@ -112,21 +146,14 @@ impl Function {
     /// Whether this is a bare label such as `[truncated: …]` instead of a function.
     pub fn is_marker(&self) -> bool {
         self.file.is_empty()
-            && self.module.is_empty()
+            && self.module.is_none()
             && self.name.starts_with('[')
             && self.name.ends_with(']')
     }
 
-    /// The last part of the path of the library or program.
-    pub fn short_module(&self) -> &str {
-        let path = self.module.strip_suffix(" (deleted)");
-        let path = path.unwrap_or(&self.module);
-        path.rsplit_once('/').map_or(path, |(_, name)| name)
-    }
-
     /// Bytes that it takes, about.
     pub(super) fn bytes(&self) -> usize {
-        let text = [&self.name, &self.file, &self.short_file, &self.module];
+        let text = [&self.name, &self.file, &self.short_file];
         // An allowance for the entry itself, so that empty names are bounded too.
         text.map(String::len).iter().sum::<usize>() + 64
     }

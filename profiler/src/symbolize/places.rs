@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     cpython::{Mapping, VDSO},
-    profile::{FrameId, Function, Profile},
+    profile::{self, FrameId, Function, Profile},
     unwind::Module,
 };
 
@@ -35,6 +35,8 @@ enum Key {
 struct Place {
     /// The path of the module; none where there is no file.
     module: Arc<str>,
+    /// Of that file, once it is known.
+    build_id: Option<Arc<[u8]>>,
     /// In the module; else the address, bytes.
     offset: u64,
     name: Option<Box<Name>>,
@@ -74,6 +76,7 @@ impl Places {
         }
         self.places.push(Place {
             module: file.map(|file| file.path.clone()).unwrap_or_default(),
+            build_id: None,
             offset,
             name: None,
         });
@@ -113,9 +116,11 @@ impl Places {
         let Some(background) = &mut self.background else {
             return 0;
         };
-        while let Some((number, name)) = background.answer() {
-            match name {
-                Ok(name) => self.places[number as usize].name = Some(Box::new(name)),
+        while let Some((number, found)) = background.answer() {
+            let place = &mut self.places[number as usize];
+            place.build_id = found.build_id;
+            match found.name {
+                Ok(name) => place.name = Some(Box::new(name)),
                 Err(reason) => log::debug!("no name: {reason}"),
             }
         }
@@ -133,6 +138,7 @@ impl Places {
         let Some(name) = place.name.as_deref() else {
             return [unknown(profile, place)].into();
         };
+        let module = profile.module(place.module());
         let mut frame = |function: &str, file: Option<&str>, line| {
             let file = file.unwrap_or_default();
             let function = profile.function(Function {
@@ -140,11 +146,7 @@ impl Places {
                 file: file.to_owned(),
                 short_file: file.rsplit('/').next().unwrap_or_default().to_owned(),
                 first_line: 0,
-                module: match &*place.module {
-                    // Code that the process made, and told of.
-                    "" => "[jit]".to_owned(),
-                    module => module.to_owned(),
-                },
+                module: Some(module),
             });
             profile.frame(function, line)
         };
@@ -154,6 +156,20 @@ impl Places {
             .collect();
         frames.push(frame(&name.function, name.file.as_deref(), name.line));
         frames.into()
+    }
+}
+
+impl Place {
+    fn module(&self) -> profile::Module {
+        profile::Module {
+            path: match &*self.module {
+                // Code that the process made, and told of.
+                "" => "[jit]".to_owned(),
+                module => module.to_owned(),
+            },
+            build_id: self.build_id.as_deref().unwrap_or_default().to_vec(),
+            kernel: false,
+        }
     }
 }
 
@@ -172,15 +188,13 @@ fn unknown(profile: &mut Profile, place: &Place) -> FrameId {
     if place.module.is_empty() {
         return profile.marker("[unknown: native code in no file]");
     }
-    let mut function = Function {
-        module: place.module.to_string(),
+    let module = place.module();
+    let name = format!("[unknown in {}+{:#x}]", module.name(), place.offset);
+    let function = Function {
+        name,
+        module: Some(profile.module(module)),
         ..Function::default()
     };
-    function.name = format!(
-        "[unknown in {}+{:#x}]",
-        function.short_module(),
-        place.offset
-    );
     let function = profile.function(function);
     profile.frame(function, None)
 }

@@ -241,7 +241,7 @@ impl Process {
             file: code.filename,
             short_file,
             first_line: code.first_line,
-            module: String::new(),
+            module: None,
         });
         Named::Function {
             function,

@@ -66,13 +66,16 @@ pub struct Label {
     pub num: i64,
 }
 
-/// A mapped file. There is one, which says that nothing is left to symbolize.
+/// What code is of: a mapped file, or all Python. What it has says that nothing is left to symbolize.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Mapping {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     #[prost(int64, tag = "5")]
     pub filename: i64,
+    /// Hexadecimal.
+    #[prost(int64, tag = "6")]
+    pub build_id: i64,
     #[prost(bool, tag = "7")]
     pub has_functions: bool,
     #[prost(bool, tag = "8")]

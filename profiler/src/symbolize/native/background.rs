@@ -35,8 +35,24 @@ pub enum At {
 
 /// A question: the number that its answer will have, and where.
 type Question = (u32, At);
-/// The number that the question had, and the name.
-pub type Answer = (u32, Result<Name, Reason>);
+/// The number that the question had, and what was found.
+pub type Answer = (u32, Found);
+
+/// What was found out about a place.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub name: Result<Name, Reason>,
+    /// The `NT_GNU_BUILD_ID` of its file.
+    pub build_id: Option<Arc<[u8]>>,
+}
+
+impl From<Result<Name, Reason>> for Found {
+    /// What is known where no file is.
+    fn from(name: Result<Name, Reason>) -> Found {
+        let build_id = None;
+        Found { name, build_id }
+    }
+}
 
 /// The thread, which ends when this is dropped and it has answered what it was reading for.
 pub struct Background {
@@ -91,12 +107,12 @@ fn answer_all(asked: &Receiver<Question>, answers: &Sender<Answer>) {
         // Each is read once then, even when not all fit into memory together.
         questions.sort_by_cached_key(|(_, at)| names.order(at));
         for (number, at) in questions {
-            let name = catch_unwind(AssertUnwindSafe(|| names.find(&at)));
-            let name = name.unwrap_or_else(|_| {
+            let found = catch_unwind(AssertUnwindSafe(|| names.find(&at)));
+            let found = found.unwrap_or_else(|_| {
                 names = Names::default();
-                Err(Reason::Damaged("what it has for debuggers"))
+                Err(Reason::Damaged("what it has for debuggers")).into()
             });
-            if answers.send((number, name)).is_err() {
+            if answers.send((number, found)).is_err() {
                 return;
             }
         }
@@ -121,19 +137,26 @@ impl Names {
         module.map_or(u64::MAX, |module| module.index().into())
     }
 
-    fn find(&mut self, at: &At) -> Result<Name, Reason> {
+    fn find(&mut self, at: &At) -> Found {
         let natives = &mut self.natives;
         let (module, offset) = match at {
             At::File {
                 pid,
                 mapping,
                 offset,
-            } => (natives.module(*pid, mapping)?, *offset),
-            At::Vdso { offset } => (natives.vdso()?, *offset),
-            At::Made { pid, id, address } => return self.made(*pid, *id, *address),
+            } => (natives.module(*pid, mapping), *offset),
+            At::Vdso { offset } => (natives.vdso(), *offset),
+            At::Made { pid, id, address } => return self.made(*pid, *id, *address).into(),
         };
-        let address = natives.address(module, offset)?;
-        natives.name(module, address)
+        let module = match module {
+            Ok(module) => module,
+            Err(reason) => return Err(reason).into(),
+        };
+        let address = natives.address(module, offset);
+        Found {
+            name: address.and_then(|address| natives.name(module, address)),
+            build_id: natives.build_id(module),
+        }
     }
 
     /// The name of code that a process has made, if it told.
@@ -195,11 +218,19 @@ mod tests {
         let far = Instant::now() + Duration::from_secs(60);
         while background.waiting() > 0 && Instant::now() < far {
             match background.answer() {
-                Some((number, name)) => drop(answers.insert(number, name)),
+                Some((number, found)) => drop(answers.insert(number, found)),
                 None => thread::sleep(Duration::from_millis(1)),
             }
         }
-        let name = |number| answers.get(&number).expect("it is answered").clone();
+        let found = |number| answers.get(&number).expect("it is answered").clone();
+        let name = |number| found(number).name;
+        let build_id = found(7).build_id;
+        assert!(
+            build_id.is_some_and(|id| id.len() >= 4),
+            "a distribution's has one"
+        );
+        assert_eq!(found(8).build_id, found(7).build_id);
+        assert_eq!(found(9).build_id, None);
         assert_eq!(name(7).map(|name| name.function), Ok("qsort".to_owned()));
         assert_eq!(name(8), Err(Reason::NoSymbol));
         assert!(

@@ -26,7 +26,7 @@ use std::hash::RandomState;
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use rustc_hash::FxHashMap;
 
@@ -240,6 +240,11 @@ impl Natives {
             used: 0,
         });
         Ok(id)
+    }
+
+    /// The file's `NT_GNU_BUILD_ID`, if it can be read and has one.
+    pub fn build_id(&mut self, module: ModuleId) -> Option<Arc<[u8]>> {
+        self.contents(module).ok()?.build_id.clone()
     }
 
     /// The file's own address of the byte at `offset` in the file, for what is mapped from there.

@@ -30,6 +30,8 @@ const VDSO_MAX: u64 = 1 << 20;
 /// What is known of a file.
 #[derive(Clone, Debug)]
 pub(super) struct Contents {
+    /// What the linker made of it, if that is there.
+    pub build_id: Option<Arc<[u8]>>,
     pub segments: Vec<Segment>,
     pub table: Result<Arc<Table>, Reason>,
 }
@@ -84,6 +86,7 @@ pub(super) fn file(
         }
     }
     let contents = Contents {
+        build_id: elf.build_id().map(Arc::from),
         segments: elf.segments,
         table: symbols.build().map(Arc::new),
     };
@@ -97,8 +100,11 @@ pub(super) fn bytes(bytes: &[u8]) -> Result<Contents, Reason> {
     let mut symbols = Builder::default();
     add_own(&mut symbols, &elf)?;
     let table = symbols.build().map(Arc::new);
-    let segments = elf.segments;
-    Ok(Contents { segments, table })
+    Ok(Contents {
+        build_id: elf.build_id().map(Arc::from),
+        segments: elf.segments,
+        table,
+    })
 }
 
 fn add_own<'d, R: ReadRef<'d>>(symbols: &mut Builder<'d>, elf: &Elf<'d, R>) -> Result<(), Reason> {

@@ -7,7 +7,7 @@ use std::io::Write;
 
 use anyhow::Context;
 use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
-use inferno::flamegraph::{Direction, Options, from_lines};
+use inferno::flamegraph::{Direction, Options, TextTruncateDirection, from_lines};
 
 use super::label_tree::LabelTree;
 use crate::profile::{Function, Module, Profile, escape, plural};
@@ -51,6 +51,8 @@ pub fn write(profile: &Profile, out: &mut dyn Write) -> anyhow::Result<()> {
     options.bgcolors = Some(BackgroundColor::Flat(rgb(250, 250, 250)));
     options.direction = Direction::Inverted;
     options.palette_map = Some(&mut palette);
+    // Of `name (file, module)` the name is kept.
+    options.text_truncate_direction = TextTruncateDirection::Right;
     options.min_width = 0.0;
     from_lines(&mut options, lines.iter().map(String::as_str), out)
         .context("writing the flame graph failed")

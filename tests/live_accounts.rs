@@ -51,6 +51,10 @@ fn sum(counts: &Value) -> Result<u64> {
     counts.values().map(number).sum()
 }
 
+fn is_marker(stack: &raw::Stack) -> bool {
+    matches!(&stack.frames[..], [frame] if frame.name.starts_with("[unreadable"))
+}
+
 /// Checks the sums of a recording that has ended and gives its summary.
 fn accounts(folder: &Path, ended: &Ended) -> Result<Value> {
     ensure!(ended.status.success(), "{}", ended.stderr);
@@ -73,6 +77,13 @@ fn accounts(folder: &Path, ended: &Ended) -> Result<Value> {
     let profile = raw::parse(&std::fs::read_to_string(folder.join("profile.txt"))?)?;
     let shown = samples(&profile);
     ensure!(number(&stats["samples"])? == shown, "profile: {}", say());
+    let native = &stats["native"];
+    let walked = match native["asked"] == true {
+        // A marker alone is a sample without any frame.
+        true => samples(profile.iter().filter(|stack| !is_marker(stack))),
+        false => 0,
+    };
+    ensure!(sum(&native["ends"])? == walked, "native: {}", say());
     let none = stats["unaccounted"].as_object().context("no object")?;
     ensure!(none.is_empty(), "unaccounted: {}", say());
     Ok(stats)
@@ -169,6 +180,22 @@ fn counts_agree_for_named_processes_and_the_gil() {
             Ok(())
         },
     );
+}
+
+#[test]
+fn counts_agree_for_native_frames() {
+    with_python("counts_agree_for_native_frames", |python, folder| {
+        let target = python.start(&["native.py"])?;
+        let pid = target.pid.to_string();
+        let ended = start(folder, &["-n", "-d", "2", "-r", "499", "-p", &pid])?.wait()?;
+        let stats = accounts(folder, &ended)?;
+        let native = &stats["native"];
+        ensure!(number(&native["ends"]["complete"])? > 0, "{stats:#}");
+        ensure!(number(&native["places"])? > 0, "{stats:#}");
+        let nameless = sum(&native["places_without_name"])?;
+        ensure!(nameless < number(&native["places"])?, "{stats:#}");
+        Ok(())
+    });
 }
 
 #[test]

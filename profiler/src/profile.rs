@@ -61,7 +61,7 @@ pub struct Profile {
     moments_left: usize,
     untimed: u64,
     /// See [`Profile::set_counters`].
-    counters: Vec<(&'static str, u64)>,
+    counters: Vec<(String, u64)>,
 }
 
 impl Profile {
@@ -230,12 +230,12 @@ impl Profile {
 
     /// How the samples of this recording ended and what became of those that it lacks, by names that
     /// programs know. For outputs that have room for such a thing.
-    pub fn set_counters(&mut self, counters: Vec<(&'static str, u64)>) {
+    pub fn set_counters(&mut self, counters: Vec<(String, u64)>) {
         self.counters = counters;
     }
 
     /// What [`set_counters`](Self::set_counters) was given.
-    pub fn counters(&self) -> &[(&'static str, u64)] {
+    pub fn counters(&self) -> &[(String, u64)] {
         &self.counters
     }
 

@@ -119,7 +119,7 @@ impl Recorder {
             ),
         };
         match naming {
-            Naming::Named => {}
+            Naming::Named => self.tally.with_stack += u64::from(sample.stack != 0),
             Naming::Wait => return self.waiting.push((*sample, outcome)),
             Naming::NoStack => {
                 self.tally.without_stack += 1;

@@ -164,6 +164,8 @@ impl Session {
         self.take_notices();
         self.recorder.tally.not_looked = self.targets.missed();
         self.recorder.tally.events_lost = self.targets.events_lost();
+        self.recorder.tally.native_asked = self.kernel.walks_native();
+        self.recorder.tally.without_tables = self.targets.without_tables();
         self.recorder.profile.set_duration(sampled);
         self.wait_for_names(signals).await;
         self.recorder.name_natives();

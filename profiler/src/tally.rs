@@ -2,6 +2,7 @@
 
 mod balance;
 mod json;
+mod native;
 mod outcomes;
 mod share;
 
@@ -12,7 +13,7 @@ use profiler_ebpf::{Counter, Outcome};
 use crate::{
     bpf::Counts,
     profile::{Profile, plural},
-    symbolize::{Symbols, why_missing},
+    symbolize::Symbols,
 };
 
 pub use balance::Discrepancy;
@@ -65,6 +66,12 @@ pub struct Tally {
     pub unread: u64,
     /// Events of processes that did not arrive, for which all processes were looked at.
     pub events_lost: u64,
+    /// Whether native frames were asked for.
+    pub native_asked: bool,
+    /// Samples whose stack was known, and named.
+    pub with_stack: u64,
+    /// How many files have no unwind tables: there was no room for them, or they are no good.
+    pub without_tables: (u64, u64),
     /// What there is to say about single processes.
     notices: Vec<String>,
 }
@@ -168,14 +175,16 @@ impl Tally {
     }
 
     /// Outcomes and losses that there were, by the name that programs know them by.
-    pub fn counters(&self, counts: &Counts, named: bool) -> Vec<(&'static str, u64)> {
+    pub fn counters(&self, symbols: &Symbols, counts: &Counts, named: bool) -> Vec<(String, u64)> {
         let outcomes = Outcome::ALL
             .into_iter()
             .map(|outcome| (key(outcome), self.outcomes[outcome as usize]));
         let losses = self.losses(counts, named).into_iter();
         outcomes
             .chain(losses.map(|loss| (loss.key, loss.count)))
-            .filter(|&(_, count)| count > 0)
+            .map(|(key, count)| (key.to_owned(), count))
+            .chain(self.native_counters(symbols))
+            .filter(|(_, count)| *count > 0)
             .collect()
     }
 
@@ -244,14 +253,10 @@ impl Tally {
                 "  {frames:>7} frames without a name: {reason}"
             ));
         }
-        for (end, stacks) in symbols.native_ends() {
-            if let Some(why) = why_missing(end) {
-                line(format_args!(
-                    "  {stacks:>7} stacks without some native frames: {why}"
-                ));
-            }
+        for (count, what) in self.native_losses(symbols) {
+            line(format_args!("  {count:>7} {what}"));
         }
-        for found in self.discrepancies(counts, total.samples) {
+        for found in self.discrepancies(symbols, counts, total.samples) {
             line(format_args!(
                 "a fault of pyebpf, please report it: {} do not agree, {} and {}",
                 found.what, found.left, found.right

@@ -192,7 +192,7 @@ async fn write(
         symbols,
         ..
     } = session.recorder;
-    profile.set_counters(tally.counters(&counts, named));
+    profile.set_counters(tally.counters(&symbols, &counts, named));
     let output = match &destination {
         Destination::File(path) | Destination::Stream(path) => Some(path.clone()),
         Destination::Stdout => None,

@@ -57,7 +57,7 @@ pub struct Symbols {
     places: Places,
     /// By incarnation.
     natives: FxHashMap<u32, Natives>,
-    /// How the walks over native frames of the stacks that were named have ended.
+    /// How the walks over native frames have ended of the samples that were named.
     native_ends: [u64; NativeEnd::ALL.len()],
     native_frames: u64,
     /// Working memory: the stack that is being named.
@@ -238,11 +238,21 @@ impl Symbols {
         self.native_frames
     }
 
-    /// How the walks over native frames of the stacks that were named have ended, as far as any were
+    /// How the walks over native frames have ended of the samples that were named, as far as any were
     /// asked for.
     pub fn native_ends(&self) -> impl Iterator<Item = (NativeEnd, u64)> {
         let asked = NativeEnd::ALL.into_iter().zip(self.native_ends);
-        asked.filter(|&(end, count)| end != NativeEnd::NotAsked && count > 0)
+        asked.filter(|&(end, _)| end != NativeEnd::NotAsked)
+    }
+
+    /// How many places in native code were seen.
+    pub fn native_places(&self) -> u64 {
+        self.places.seen()
+    }
+
+    /// How many of them have no name, and why.
+    pub fn native_nameless(&self) -> BTreeMap<native::Kind, u64> {
+        self.places.nameless()
     }
 
     /// Ends the epoch when its memory is used up; not while samples on their way may need the

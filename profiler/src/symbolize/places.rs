@@ -2,7 +2,7 @@
 //! is no file. A place has a number as soon as it is seen, and its name when [`Background`] has found
 //! it: nothing here waits. One that gets no name shows its module and where in it it is.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rustc_hash::FxHashMap;
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::native::{
-    Name,
+    Kind, Name,
     background::{At, Background},
 };
 
@@ -47,6 +47,10 @@ struct Place {
 pub(super) struct Places {
     numbers: FxHashMap<Key, u32>,
     places: Vec<Place>,
+    /// How many were looked for in vain, and why.
+    nameless: BTreeMap<Kind, u64>,
+    /// How many were seen that have no number of their own.
+    unnumbered: u64,
     /// Runs from the first question on; none when there can be no more threads.
     background: Option<Background>,
 }
@@ -72,6 +76,7 @@ impl Places {
         }
         let number = self.places.len() as u32;
         if self.places.len() > PLACES_MAX {
+            self.unnumbered += 1;
             return number - 1;
         }
         self.places.push(Place {
@@ -82,6 +87,7 @@ impl Places {
         });
         if self.places.len() > PLACES_MAX {
             // This one stands for all that have no place of their own.
+            self.unnumbered += 1;
             return number;
         }
         let at = match (&key, file) {
@@ -121,10 +127,29 @@ impl Places {
             place.build_id = found.build_id;
             match found.name {
                 Ok(name) => place.name = Some(Box::new(name)),
-                Err(reason) => log::debug!("no name: {reason}"),
+                Err(reason) => {
+                    log::debug!("no name: {reason}");
+                    *self.nameless.entry(reason.kind()).or_default() += 1;
+                }
             }
         }
         background.waiting()
+    }
+
+    /// How many places were seen.
+    pub(super) fn seen(&self) -> u64 {
+        self.numbers.len() as u64 + self.unnumbered
+    }
+
+    /// How many of them have no name, and why.
+    pub(super) fn nameless(&self) -> BTreeMap<Kind, u64> {
+        let mut nameless = self.nameless.clone();
+        let named = self.places.iter().filter(|place| place.name.is_some());
+        let answered = named.count() as u64 + nameless.values().sum::<u64>();
+        let unanswered = self.numbers.len() as u64 - answered;
+        nameless.insert(Kind::UNANSWERED, unanswered);
+        nameless.insert(Kind::TOO_MANY, self.unnumbered);
+        nameless
     }
 
     /// The frames that stand for a place: the function after what is inlined into it, innermost first.

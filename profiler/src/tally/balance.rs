@@ -2,12 +2,14 @@
 //!
 //! Each run of the kernel program ends in one outcome or one of [`Counter::ENDS`]. Each outcome is
 //! of a sample that was sent or found the ring buffer full. Each sample that was sent was read, and
-//! is in the profile or under a name that says why not. What this finds is a fault of pyebpf's own.
+//! is in the profile or under a name that says why not. With native frames each that has a stack has
+//! one end of these. What this finds is a fault of pyebpf's own.
 
 use profiler_ebpf::{Counter, Outcome};
 
 use super::{Shown, Tally, shown};
 use crate::bpf::Counts;
+use crate::symbolize::Symbols;
 
 /// Two ways to count the same thing that gave different numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +26,15 @@ impl Tally {
         self.outcomes.iter().sum::<u64>() + self.forgotten + self.without_stack + self.undecodable
     }
 
-    /// What does not add up, given what the kernel counted until it was stopped and how many samples
-    /// the profile has.
-    pub fn discrepancies(&self, counts: &Counts, in_profile: u64) -> Vec<Discrepancy> {
+    /// What does not add up, given what was named, what the kernel counted until it was stopped and how
+    /// many samples the profile has.
+    pub fn discrepancies(
+        &self,
+        symbols: &Symbols,
+        counts: &Counts,
+        in_profile: u64,
+    ) -> Vec<Discrepancy> {
+        let native_ended = symbols.native_ends().map(|(_, samples)| samples).sum();
         let ended = Counter::ENDS.map(|end| counts.counter(end));
         let shown = Outcome::ALL
             .into_iter()
@@ -48,6 +56,14 @@ impl Tally {
                 "stacks: read, shown or left out",
                 shown,
                 in_profile + self.without_gil,
+            ),
+            (
+                "native stacks: asked for, ended",
+                match self.native_asked {
+                    true => self.with_stack,
+                    false => 0,
+                },
+                native_ended,
             ),
         ];
         pairs
@@ -92,14 +108,15 @@ mod tests {
     #[test]
     fn every_run_and_every_sample_is_accounted_for() {
         let (tally, counts) = balanced();
-        assert_eq!(tally.discrepancies(&counts, 26), []);
+        let symbols = Symbols::default();
+        assert_eq!(tally.discrepancies(&symbols, &counts, 26), []);
     }
 
     #[test]
     fn one_sample_too_few_is_seen_wherever_it_went_missing() {
         let (tally, counts) = balanced();
         let whats = |tally: &Tally, counts: &Counts, profile| -> Vec<&'static str> {
-            let found = tally.discrepancies(counts, profile);
+            let found = tally.discrepancies(&Symbols::default(), counts, profile);
             found.into_iter().map(|found| found.what).collect()
         };
         let stacks = "stacks: read, shown or left out";
@@ -112,5 +129,11 @@ mod tests {
         let (tally, _) = balanced();
         let fewer = Counts::of([(Counter::Fired as u32, 1)]);
         assert_eq!(whats(&tally, &fewer, 26), [runs, samples]);
+        let (mut native, counts) = balanced();
+        native.with_stack = 30;
+        assert_eq!(whats(&native, &counts, 26), [""; 0]);
+        native.native_asked = true;
+        let asked = "native stacks: asked for, ended";
+        assert_eq!(whats(&native, &counts, 26), [asked]);
     }
 }

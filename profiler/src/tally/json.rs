@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use profiler_ebpf::{Counter, Outcome};
 use serde::Serialize;
 
-use super::{Tally, key};
+use super::{Tally, key, native::Native};
 use crate::{bpf::Counts, profile::Profile, symbolize::Symbols};
 
 /// The whole of it.
@@ -40,13 +40,6 @@ struct Stats<'a> {
     notices: &'a [String],
 }
 
-/// What there was of native frames.
-#[derive(Debug, Serialize)]
-struct Native {
-    /// In all samples, as they were read: before any is folded, and without inlined ones.
-    frames: u64,
-}
-
 #[derive(Debug, Serialize)]
 struct Kernel {
     runs: u64,
@@ -76,7 +69,7 @@ impl Tally {
     ) -> String {
         let total = profile.total().samples;
         let losses = self.losses(counts, named).into_iter();
-        let discrepancies = self.discrepancies(counts, total).into_iter();
+        let discrepancies = self.discrepancies(symbols, counts, total).into_iter();
         let stats = Stats {
             pyebpf: env!("CARGO_PKG_VERSION"),
             end,
@@ -95,9 +88,7 @@ impl Tally {
                 .iter()
                 .map(|(reason, &frames)| (reason.to_string(), frames))
                 .collect(),
-            native: Native {
-                frames: symbols.native_frames(),
-            },
+            native: self.native(symbols),
             unaccounted: discrepancies
                 .map(|found| (found.what, [found.left, found.right]))
                 .collect(),

@@ -90,7 +90,38 @@ pub enum Reason {
     TooManyFiles,
 }
 
+/// What a [`Reason`] is about, for counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind {
+    /// What programs call it. Names stay.
+    pub key: &'static str,
+    /// What a person reads.
+    pub text: &'static str,
+}
+
+impl Kind {
+    pub(super) const UNANSWERED: Kind = Kind::new("unanswered", "not looked for before the end");
+    pub(super) const TOO_MANY: Kind = Kind::new("too_many", "more places than pyebpf tells apart");
+
+    const fn new(key: &'static str, text: &'static str) -> Kind {
+        Kind { key, text }
+    }
+}
+
 impl Reason {
+    /// Which kind it is of.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Reason::Unreadable(_) => Kind::new("unreadable", "what would tell can't be read"),
+            Reason::NotElf => Kind::new("not_elf", "the file is no ELF file of 64 bits"),
+            Reason::Damaged(_) => Kind::new("damaged", "the file is damaged"),
+            Reason::TooLarge(..) => Kind::new("too_large", "the file has too much of something"),
+            Reason::NoSymbols => Kind::new("no_symbols", "the file is stripped"),
+            Reason::NoSymbol => Kind::new("no_symbol", "no symbol there"),
+            Reason::TooManyFiles => Kind::new("too_many_files", "too many files"),
+        }
+    }
+
     fn unreadable(error: &io::Error) -> Reason {
         Reason::Unreadable(error.to_string())
     }

@@ -11,7 +11,8 @@ use std::ops::Range;
 
 use flate2::read::ZlibDecoder;
 use object::LittleEndian as LE;
-use object::elf::{self, FileHeader64, SectionHeader64};
+use object::elf::{self, FileHeader64, SectionHeader64, Sym64};
+use object::pod::slice_from_all_bytes;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
 use object::read::{ReadCache, ReadRef};
 
@@ -175,6 +176,24 @@ impl<'d, R: ReadRef<'d>> Elf<'d, R> {
     /// The bytes of a section by its name.
     pub(super) fn named(&self, name: &str) -> Option<Cow<'d, [u8]>> {
         self.bytes(self.section(name)?)
+    }
+
+    /// The symbols of a table, and the bytes of their names; none where either is packed.
+    pub(super) fn symbols(&self, table: &'d Section) -> Option<(&'d [Sym64<LE>], &'d [u8])> {
+        let plain = |section: &'d Section| match self.bytes(section)? {
+            Cow::Borrowed(bytes) => Some(bytes),
+            Cow::Owned(_) => None,
+        };
+        let bytes = plain(table)?;
+        let whole = bytes.len() - bytes.len() % size_of::<Sym64<LE>>();
+        let symbols = slice_from_all_bytes(bytes.get(..whole)?).ok()?;
+        Some((symbols, plain(self.linked(table)?)?))
+    }
+
+    /// The section that one refers to.
+    pub(super) fn linked(&self, section: &Section) -> Option<&'d Section> {
+        let index = object::SectionIndex(section.sh_link(LE) as usize);
+        self.sections.section(index).ok()
     }
 
     /// What the linker made of the file's content: the note `NT_GNU_BUILD_ID` (ld's `--build-id`).

@@ -15,6 +15,7 @@ pub(crate) mod fuzz;
 mod in_root;
 mod kept;
 mod lines;
+mod linkage;
 pub mod perf_map;
 mod read;
 mod table;
@@ -316,6 +317,9 @@ impl Natives {
                 found.offset,
             ),
             (_, Some(function)) => (function, 0),
+            _ if let Some((name, offset)) = contents.linkage.find(address) => {
+                (format!("{}@plt", demangle::demangle(name)), offset)
+            }
             (Ok(None), None) => return Err(Reason::NoSymbol),
             (Err(reason), None) => return Err(reason.clone()),
         };

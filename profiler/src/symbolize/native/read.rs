@@ -15,6 +15,7 @@ use object::read::ReadRef;
 use super::Reason;
 use super::debug_file::Wanted;
 use super::elf::{Bounded, Cache, Elf, Segment};
+use super::linkage::Linkage;
 use super::table::{Builder, Table};
 
 /// Most bytes that are read of one file for its symbols: those of a libtorch with all of them take
@@ -34,6 +35,7 @@ pub(super) struct Contents {
     pub build_id: Option<Arc<[u8]>>,
     pub segments: Vec<Segment>,
     pub table: Result<Arc<Table>, Reason>,
+    pub linkage: Arc<Linkage>,
 }
 
 /// Reads the file that process `pid` knows as `path`; with the file that has its DWARF.
@@ -87,6 +89,7 @@ pub(super) fn file(
     }
     let contents = Contents {
         build_id: elf.build_id().map(Arc::from),
+        linkage: Arc::new(Linkage::read(&elf)),
         segments: elf.segments,
         table: symbols.build().map(Arc::new),
     };
@@ -102,6 +105,7 @@ pub(super) fn bytes(bytes: &[u8]) -> Result<Contents, Reason> {
     let table = symbols.build().map(Arc::new);
     Ok(Contents {
         build_id: elf.build_id().map(Arc::from),
+        linkage: Arc::new(Linkage::read(&elf)),
         segments: elf.segments,
         table,
     })

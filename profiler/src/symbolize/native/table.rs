@@ -9,7 +9,6 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
 use object::LittleEndian as LE;
 use object::elf::{self, Sym64};
-use object::pod::slice_from_all_bytes;
 use object::read::ReadRef;
 use object::read::elf::SectionHeader;
 
@@ -147,17 +146,9 @@ impl<'d> Builder<'d> {
         else {
             return Ok(());
         };
-        let link = object::SectionIndex(section.sh_link(LE) as usize);
-        let names = elf.sections.section(link).ok();
-        let plain = |section: &'d Section| match elf.bytes(section)? {
-            std::borrow::Cow::Borrowed(bytes) => Some(bytes),
-            std::borrow::Cow::Owned(_) => None,
-        };
-        let Some((bytes, names)) = plain(section).zip(names.and_then(plain)) else {
-            return Err(Reason::Damaged("its symbol table"));
-        };
-        let whole = bytes.len() - bytes.len() % size_of::<Sym64<LE>>();
-        let symbols = slice_from_all_bytes::<Sym64<LE>>(&bytes[..whole]).unwrap_or_default();
+        let (symbols, names) = elf
+            .symbols(section)
+            .ok_or(Reason::Damaged("its symbol table"))?;
         if symbols.len() + self.symbols.len() > SYMBOLS_MAX {
             return Err(Reason::TooLarge("symbols", symbols.len() as u64));
         }

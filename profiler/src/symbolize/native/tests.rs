@@ -285,6 +285,29 @@ fn lines_and_inlined_functions_come_from_dwarf_plain_or_packed() {
     }
 }
 
+/// `int both(int x) { return first(x) + second(x); }`, neither of which it has.
+#[test]
+fn entries_of_a_linkage_table_are_named_by_what_they_lead_to() {
+    let mut natives = Natives::default();
+    let module = module(&mut natives, &small("linkage.so"));
+    // Where `objdump -d -j .plt` shows them; the table's own first entry leads to no function.
+    let names = [0x2c0, 0x2d0, 0x2df, 0x2e0, 0x2ef, 0x2f0].map(|address| {
+        let name = natives.name(module, address).ok()?;
+        Some((name.function, name.offset))
+    });
+    let entry = |function: &str, offset| Some((function.to_owned(), offset));
+    let (second, first) = ("second@plt", "first@plt");
+    let expected = [
+        None,
+        entry(second, 0),
+        entry(second, 15),
+        entry(first, 0),
+        entry(first, 15),
+        entry("both", 0),
+    ];
+    assert_eq!(names, expected);
+}
+
 #[test]
 fn local_functions_of_a_stripped_library_come_from_its_debug_data() {
     let mut natives = Natives::default();

@@ -85,3 +85,16 @@ fn native_frames_have_their_place_among_those_of_python() {
         |python, target, recordings| check(target, &recordings[0], python.minor >= 11),
     );
 }
+
+/// As kernels before 5.17 do it; newer ones can, too. On some Pythons that differ in how they tell where
+/// the native stack is met.
+#[test]
+fn native_frames_are_found_by_calls_as_by_a_loop() {
+    on_those(
+        "native_frames_are_found_by_calls_as_by_a_loop",
+        &|python| python.name.starts_with("pyenv") && [10, 11, 12].contains(&python.minor),
+        &|python| python.start(&["native.py"]),
+        &[&["--native", "--steps", "calls", "-d", "4", "-r", "499"]],
+        |python, target, recordings| check(target, &recordings[0], python.minor >= 11),
+    );
+}

@@ -96,9 +96,16 @@ pub(crate) static TASK_FSBASE: Global<u32> = Global::new(0);
 pub(crate) static TASK_TGID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static TASK_SIGNAL: Global<u32> = Global::new(0);
+/// `offsetof(struct task_struct, stack)`.
+#[unsafe(no_mangle)]
+pub(crate) static TASK_STACK: Global<u32> = Global::new(0);
 /// `offsetof(struct signal_struct, live)`.
 #[unsafe(no_mangle)]
 pub(crate) static SIGNAL_LIVE: Global<u32> = Global::new(0);
+/// Where on a task's kernel stack the registers of user space are; 0 where the kernel has
+/// `bpf_task_pt_regs`.
+#[unsafe(no_mangle)]
+pub(crate) static STACK_REGISTERS: Global<u32> = Global::new(0);
 /// Half of the size of [`RECORDS`].
 #[unsafe(no_mangle)]
 pub(crate) static HALF_FULL: Global<u32> = Global::new(0);

@@ -1,6 +1,7 @@
 //! The same sample on kernels before 5.17, which have no `bpf_loop`: a program that takes a number of
 //! frames and then calls itself anew, which the kernel allows 33 times (`MAX_TAIL_CALL_CNT`,
-//! include/linux/bpf.h). Between two calls all there is lies in maps.
+//! include/linux/bpf.h). Between two calls all there is lies in maps. The last of them takes the native
+//! frames, all of them: there are few.
 
 use core::ptr;
 
@@ -14,6 +15,7 @@ use profiler_ebpf::{Counter, MAX_FRAMES, MAX_STEPS, Target, python::Capture};
 use super::{
     capture::capture_frame,
     maps::*,
+    native::{NATIVE_STEPS, begin_native, take_native},
     sample::{begin, caught, finish, scratch},
     task::*,
 };
@@ -50,7 +52,7 @@ fn sample_stepwise(ctx: PerfEventContext) -> u32 {
     0
 }
 
-/// Takes some frames and calls itself for the rest.
+/// Takes some frames and calls itself for the rest; takes native ones when there are no more.
 #[perf_event]
 fn walk_on(ctx: PerfEventContext) -> u32 {
     let mut steps = 0;
@@ -63,6 +65,15 @@ fn walk_on(ctx: PerfEventContext) -> u32 {
     let Some(target) = WALKED.get(0) else {
         return 0;
     };
+    if NATIVE.load() != 0
+        && let Some((walk, _)) = scratch(target)
+        && begin_native(walk, target).is_some()
+    {
+        let mut frames = 0;
+        while frames < NATIVE_STEPS && native_step() != 0 {
+            frames += 1;
+        }
+    }
     if let Some((walk, layout)) = scratch(target) {
         finish(walk, layout, target, |_, _, epoch| copy(epoch));
     }
@@ -84,6 +95,20 @@ extern "C" fn walk_step() -> u32 {
     // SAFETY: this CPU's own value; the program does not nest on one CPU.
     let walk = unsafe { &mut *walk };
     u32::from(walk.step(&CurrentProcess, layout, target))
+}
+
+/// Takes one native frame; 0 ends. A function of the same kind as [`walk_step`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn native_step() -> u32 {
+    let (Some(target), Some(walk), Some(native)) =
+        (WALKED.get(0), WALKS.get_ptr_mut(0), NATIVES.get_ptr_mut(0))
+    else {
+        return 0;
+    };
+    // SAFETY: this CPU's own values; the program does not nest on one CPU.
+    let (walk, native) = unsafe { (&mut *walk, &mut *native) };
+    u32::from(take_native(walk, native, target))
 }
 
 /// Copies the code objects of the walk's stack, as [`super::capture::capture`] does.

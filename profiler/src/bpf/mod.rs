@@ -8,6 +8,7 @@ mod memlock;
 pub mod namespace;
 mod perf;
 mod programs;
+mod registers;
 mod sideband;
 mod tables;
 
@@ -16,7 +17,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
@@ -111,7 +112,10 @@ impl Kernel {
         let tgid = btf.offset("task_struct", "tgid")?;
         let signal = btf.offset("task_struct", "signal")?;
         let live = btf.offset("signal_struct", "live")?;
-        let namespace = namespace::globals(&btf)?;
+        let mut globals = namespace::globals(&btf)?;
+        if settings.native {
+            globals.append(&mut registers::globals(&btf)?);
+        }
         drop(btf);
         let online = online_cpus()?;
         let cpus = possible_cpus()?;
@@ -123,7 +127,7 @@ impl Kernel {
         let follow = u32::from(settings.follow_children);
         let log_level = if settings.log { log::EVERYTHING } else { 0 };
         let mut loader = EbpfLoader::new();
-        for (name, value) in &namespace {
+        for (name, value) in &globals {
             loader.override_global(name, value, true);
         }
         if settings.native {
@@ -148,9 +152,6 @@ impl Kernel {
             .load(OBJECT)
             .context("the kernel refused the program's maps")?;
         let programs = Programs::load(&mut ebpf, settings.steps)?;
-        if settings.native && programs.steps != Steps::Loop {
-            bail!("`--native` needs Linux 5.17 or newer: record without it");
-        }
         let tables = settings
             .native
             .then(|| Tables::take(&mut ebpf))

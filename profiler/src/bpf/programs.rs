@@ -55,7 +55,7 @@ impl Programs {
                 .with_context(|| format!("cannot attach {name} to {tracepoint}"))?;
         }
         let by_loop = match steps {
-            Steps::Best => has_loop()?,
+            Steps::Best => has_helper(BpfHelper::BPF_FUNC_loop)?,
             Steps::Loop => true,
             Steps::Calls => false,
         };
@@ -84,10 +84,10 @@ impl Programs {
     }
 }
 
-/// Whether the kernel has `bpf_loop`: asked, because distributions add to old kernels.
-fn has_loop() -> Result<bool> {
-    is_helper_supported(ProgramType::PerfEvent, BpfHelper::BPF_FUNC_loop)
-        .context("cannot find out whether the kernel has bpf_loop")
+/// Whether the kernel has this helper: asked, because distributions add to old kernels.
+pub(super) fn has_helper(helper: BpfHelper) -> Result<bool> {
+    is_helper_supported(ProgramType::PerfEvent, helper)
+        .with_context(|| format!("cannot find out whether the kernel has {helper:?}"))
 }
 
 /// Why a program was not loaded, with the end of what the verifier said: the rest, thousands of

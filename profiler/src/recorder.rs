@@ -231,6 +231,7 @@ mod tests {
         let interpreter = Interpreter {
             checked: true,
             remarks: Vec::new(),
+            eval_loop: Vec::new(),
             version: Version {
                 major: 3,
                 minor: 12,

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, OnceLock};
 
@@ -14,6 +15,7 @@ use super::check::Learnt;
 use super::debug_offsets;
 use super::elf::{Image, Segment, Symbol, Table};
 use super::embedder::{self, Embedder};
+use super::eval_loop;
 use super::others;
 use super::rows::{self, Build, FIRST_MINOR, LAST_MINOR, RuntimeRow};
 use super::version::{Stated, Version};
@@ -30,7 +32,7 @@ const TRACE_REFS: &str = "PyModule_Create2TraceRefs";
 const TRACE_REFS_WHY: &str =
     "it is built with Py_TRACE_REFS, whose objects are laid out otherwise; use a normal build";
 
-const SYMBOLS: [&str; 10] = [
+const SYMBOLS: [&str; 12] = [
     "_PyRuntime",
     "_PyThreadState_Current",
     "PyCode_Type",
@@ -39,6 +41,8 @@ const SYMBOLS: [&str; 10] = [
     "PyGILState_GetThisThreadState",
     "PyInterpreterState_Head",
     "_PyThreadState_UncheckedGet",
+    "PyEval_EvalFrameEx",
+    "_PyEval_EvalFrameDefault",
     DEBUG_BUILD,
     TRACE_REFS,
 ];
@@ -50,6 +54,8 @@ pub(super) struct Python {
     pub layout: Layout,
     pub segments: Vec<Segment>,
     pub addresses: Addresses,
+    /// As [`Interpreter::eval_loop`](super::Interpreter::eval_loop), in the file's own addresses.
+    pub eval_loop: Vec<Range<u64>>,
     /// What the first process told in which it was found right; addresses are the file's own.
     pub learnt: OnceLock<Learnt>,
     /// What told that it is a CPython, for a person.
@@ -221,6 +227,7 @@ impl Binary<'_> {
             Ok((layout, addresses)) => Look::Python(Arc::new(Python {
                 version: stated.version,
                 layout,
+                eval_loop: self.eval_loop(build),
                 segments: self.image.segments,
                 addresses,
                 learnt: OnceLock::new(),
@@ -261,6 +268,20 @@ impl Binary<'_> {
             size => size.min(accessors::LENGTH),
         };
         self.image.bytes(symbol.address, size)
+    }
+
+    /// Since 3.6 `PyEval_EvalFrameEx` only calls it (PEP 523); since 3.11 a run of it may have many
+    /// Python frames (`Python/ceval.c`).
+    fn eval_loop(&self, build: Build) -> Vec<Range<u64>> {
+        let name = match (build.major, build.minor) {
+            (2, _) => "PyEval_EvalFrameEx",
+            (_, ..=10) => "_PyEval_EvalFrameDefault",
+            _ => return Vec::new(),
+        };
+        let function = self.symbols.get(name);
+        function.map_or(Vec::new(), |&function| {
+            eval_loop::parts(&self.image, function)
+        })
     }
 
     fn addresses(&self, build: Build, row: RuntimeRow) -> Result<Addresses, String> {

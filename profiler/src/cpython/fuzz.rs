@@ -86,6 +86,7 @@ pub(crate) fn interpreter(bytes: &[u8]) -> (Interpreter, u64, Wrapped<'_>) {
         target,
         checked: false,
         remarks: Vec::new(),
+        eval_loop: Vec::new(),
     };
     (interpreter, control_block.into(), Wrapped(input.rest()))
 }

@@ -10,6 +10,7 @@ mod debug_offsets;
 mod dict;
 mod elf;
 mod embedder;
+mod eval_loop;
 pub(crate) mod fuzz;
 mod lines;
 mod mappings;
@@ -23,6 +24,7 @@ pub mod threads;
 mod unicode;
 mod version;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -57,6 +59,9 @@ pub struct Interpreter {
     /// Whether a Python frame was found as the layout says, in this process or another one of the
     /// same file. Else there was none yet: to be detected again once it is sampled.
     pub checked: bool,
+    /// Where the code lies of which each run stands for one Python frame. None where several may share
+    /// one, from 3.11 on, or where it was not found.
+    pub eval_loop: Vec<Range<u64>>,
     /// What a person should know of what can't be shown of it, a sentence each.
     pub remarks: Vec<String>,
 }

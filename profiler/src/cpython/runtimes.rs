@@ -204,6 +204,11 @@ fn place(memory: &impl Memory, python: &Arc<Python>, mapping: &Mapping) -> Optio
             code_type: at(addresses.code_type),
             ..Target::default()
         },
+        eval_loop: python
+            .eval_loop
+            .iter()
+            .map(|part| part.start.wrapping_add(bias)..part.end.wrapping_add(bias))
+            .collect(),
         checked: false,
         remarks: Vec::new(),
     })

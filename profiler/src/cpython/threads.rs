@@ -260,6 +260,7 @@ mod tests {
         Interpreter {
             checked: true,
             remarks: Vec::new(),
+            eval_loop: Vec::new(),
             version: Version {
                 major: build.major,
                 minor: build.minor,

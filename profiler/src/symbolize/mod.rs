@@ -5,6 +5,7 @@
 //! together with all others: when the budget is used up an *epoch* ends. The kernel is told to make
 //! every hash anew, and what was known is kept until what is on its way has been read.
 
+mod activations;
 pub mod native;
 mod natives;
 mod places;
@@ -60,10 +61,15 @@ pub struct Symbols {
     /// How the walks over native frames have ended of the samples that were named.
     native_ends: [u64; NativeEnd::ALL.len()],
     native_frames: u64,
+    /// How many of them do not say how native frames and Python's lie.
+    unordered: u64,
     /// Working memory: the stack that is being named.
     frames: Vec<Frame>,
     native: Vec<u64>,
 }
+
+/// Stands below native frames that are shown in one piece.
+const UNORDERED: &str = "[unknown: native frames, their order with Python's]";
 
 /// What became of a stack that was to be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +103,7 @@ impl Default for Symbols {
             natives: FxHashMap::default(),
             native_ends: [0; NativeEnd::ALL.len()],
             native_frames: 0,
+            unordered: 0,
             frames: Vec::new(),
             native: Vec::new(),
         }
@@ -183,19 +190,28 @@ impl Symbols {
             return Naming::Wait;
         }
         let natives = self.natives.entry(id).or_default();
-        let placed = natives.frames(profile, &mut self.places, (id, process.0), &native);
+        let placed = natives.frames(profile, &mut self.places, id, process, &native);
         self.native = native;
         self.native_ends[native_end as usize] += 1;
         self.native_frames += placed.len() as u64;
-        let order: Vec<_> = placed.iter().map(|(_, native)| *native).collect();
-        stitch::stitch(python.len(), &order, native_end, |place| match place {
-            Place::Python(index) => named.extend(python[index]),
-            Place::Native(index) => named.push(placed[index].0),
-            Place::Missing => {
-                let why = why_missing(native_end).unwrap_or_default();
-                named.push(profile.marker(&format!("[unknown: native frames, {why}]")));
-            }
-        });
+        let mut order: Vec<_> = placed.iter().map(|(_, native)| *native).collect();
+        let told = activations::count(python.len(), &mut order, native_end);
+        let ordered = stitch::stitch(
+            python.len(),
+            &order,
+            native_end,
+            told,
+            |place| match place {
+                Place::Python(index) => named.extend(python[index]),
+                Place::Native(index) => named.push(placed[index].0),
+                Place::Missing => {
+                    let why = why_missing(native_end).unwrap_or_default();
+                    named.push(profile.marker(&format!("[unknown: native frames, {why}]")));
+                }
+                Place::Unordered => named.push(profile.marker(UNORDERED)),
+            },
+        );
+        self.unordered += u64::from(!ordered);
         for reason in nameless {
             *self.unknown.entry(reason).or_default() += 1;
         }
@@ -253,6 +269,11 @@ impl Symbols {
     /// How many of them have no name, and why.
     pub fn native_nameless(&self) -> BTreeMap<native::Kind, u64> {
         self.places.nameless()
+    }
+
+    /// How many stacks were named in which native frames and Python's have no order.
+    pub fn unordered(&self) -> u64 {
+        self.unordered
     }
 
     /// Ends the epoch when its memory is used up; not while samples on their way may need the

@@ -6,6 +6,7 @@ use profiler_ebpf::native::{address, newer};
 use rustc_hash::FxHashMap;
 
 use crate::{
+    cpython::Interpreter,
     profile::{FrameId, Profile},
     unwind::{Module, Modules},
 };
@@ -32,13 +33,14 @@ impl Natives {
         }
     }
 
-    /// The frames of a stack of incarnation `id`, the process `pid`, newest first, each with what
-    /// tells where it stands among those of Python. Their names come later.
+    /// The frames of a stack of incarnation `id`, the process `pid` with this interpreter, newest first,
+    /// each with what tells where it stands among those of Python. Their names come later.
     pub(super) fn frames(
         &mut self,
         profile: &mut Profile,
         places: &mut Places,
-        (id, pid): (u32, u32),
+        id: u32,
+        (pid, interpreter): (u32, &Interpreter),
         stack: &[u64],
     ) -> Vec<(FrameId, Native)> {
         let frames = stack.iter().enumerate().map(|(index, &frame)| {
@@ -56,6 +58,11 @@ impl Natives {
                 newer: newer(frame),
                 interpreter: module.is_some_and(|module| module.interpreter),
                 starter: module.is_some_and(begins_threads),
+                run: interpreter
+                    .eval_loop
+                    .iter()
+                    .any(|part| part.contains(&inside)),
+                greenlet: module.is_some_and(is_greenlet),
             };
             (profile.place(place), native)
         });
@@ -70,4 +77,10 @@ fn begins_threads(module: &Module) -> bool {
     ["libc.", "libc-", "libpthread", "ld-", "python"]
         .iter()
         .any(|start| name.starts_with(start))
+}
+
+/// Whether a module is greenlet's, by the name of its C extension: `greenlet` before version 1.0.
+fn is_greenlet(module: &Module) -> bool {
+    let name = module.name();
+    name.starts_with("_greenlet.") || name.starts_with("greenlet.")
 }

@@ -1,10 +1,10 @@
 //! Python and native frames of one stack, interleaved: each native frame says how many Python frames
 //! are newer than it. Takes numbers and gives positions; it names nothing.
 
-use profiler_ebpf::{NativeEnd, native::NEWER_UNTOLD};
+use profiler_ebpf::NativeEnd;
 
 /// A native frame, for its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Native {
     /// How many Python frames are newer, or [`NEWER_UNTOLD`].
     pub(super) newer: u16,
@@ -12,6 +12,10 @@ pub(super) struct Native {
     pub(super) interpreter: bool,
     /// Whether it is of what begins programs and threads.
     pub(super) starter: bool,
+    /// Whether it is a run of the interpreter's loop for one Python frame alone.
+    pub(super) run: bool,
+    /// Whether it is of greenlet, which gives parts of a thread's native stack to others.
+    pub(super) greenlet: bool,
 }
 
 /// What stands at one place of a stack.
@@ -23,47 +27,70 @@ pub(super) enum Place {
     Native(usize),
     /// Native frames that are not known.
     Missing,
+    /// What stands before it, as far as it is native, has its place among Python's frames.
+    Unordered,
 }
 
 /// Gives `place` what is to be shown, newest first. The interpreter's own frames are not, unless
 /// Python's newest frame has called them: they say only how Python frames came to call each other.
-/// Nor is what has begun the thread.
+/// Nor is what has begun the thread; or a greenlet, and what is older than that: it is of others, and
+/// may be no more.
 ///
-/// Where native frames do not tell their place, those are shown that Python's newest frame has called:
-/// the ones before the interpreter's first.
+/// Frames that are not `told` their places stand below Python's, but for those that Python's newest
+/// frame has called: the ones before the interpreter's first. False where there are such.
 pub(super) fn stitch(
     python: usize,
     native: &[Native],
     end: NativeEnd,
+    told: bool,
     mut place: impl FnMut(Place),
-) {
+) -> bool {
+    if !told {
+        return apart(python, native, place);
+    }
     let mut placed = 0;
-    let mut untold = false;
+    let mut whole = matches!(end, NativeEnd::NotAsked | NativeEnd::Complete);
     for (index, frame) in native.iter().enumerate() {
-        if frame.newer == NEWER_UNTOLD {
-            untold = true;
-            if frame.interpreter && python > 0 {
-                break;
-            }
-            place(Place::Native(index));
-            continue;
-        }
         let newer = usize::from(frame.newer).min(python);
         while placed < newer {
             place(Place::Python(placed));
             placed += 1;
         }
-        let folded = placed > 0 && (frame.interpreter || frame.starter && placed == python);
+        let all = placed > 0 && placed == python;
+        if all && frame.greenlet {
+            whole = true;
+            break;
+        }
+        let folded = placed > 0 && (frame.interpreter || frame.starter && all);
         if !folded {
             place(Place::Native(index));
         }
     }
-    if !untold && !matches!(end, NativeEnd::NotAsked | NativeEnd::Complete) {
+    if !whole {
         place(Place::Missing);
     }
     for index in placed..python {
         place(Place::Python(index));
     }
+    true
+}
+
+/// Both stacks, one below the other.
+fn apart(python: usize, native: &[Native], mut place: impl FnMut(Place)) -> bool {
+    let called = native.iter().take_while(|frame| !frame.interpreter).count();
+    let called = if python > 0 { called } else { native.len() };
+    (0..called).for_each(|index| place(Place::Native(index)));
+    (0..python).for_each(|index| place(Place::Python(index)));
+    let older = native.iter().enumerate().skip(called);
+    let mut older = older
+        .filter(|(_, frame)| !frame.interpreter && !frame.starter)
+        .peekable();
+    let decided = older.peek().is_none();
+    older.for_each(|(index, _)| place(Place::Native(index)));
+    if !decided {
+        place(Place::Unordered);
+    }
+    decided
 }
 
 /// Why native frames are missing, to a person.
@@ -87,7 +114,7 @@ mod tests {
 
     /// `p0 p1`: Python frames; `n0`: native frames, `?`: some are missing. Of the native frames each is
     /// given by how many Python frames are newer, `i` for one of the interpreter, `s` for one that
-    /// begins a thread.
+    /// begins a thread, `g` for greenlet's. Without numbers places are not told.
     fn check(python: usize, native: &[(u16, char)], end: NativeEnd, expected: &str) {
         let native: Vec<Native> = native
             .iter()
@@ -95,14 +122,18 @@ mod tests {
                 newer,
                 interpreter: kind == 'i',
                 starter: kind == 's',
+                greenlet: kind == 'g',
+                run: false,
             })
             .collect();
         let mut seen = Vec::new();
-        stitch(python, &native, end, |place| {
+        let told = native.iter().all(|frame| frame.newer != u16::MAX);
+        stitch(python, &native, end, told, |place| {
             seen.push(match place {
                 Place::Python(index) => format!("p{index}"),
                 Place::Native(index) => format!("n{index}"),
                 Place::Missing => "?".to_owned(),
+                Place::Unordered => "!".to_owned(),
             });
         });
         assert_eq!(seen.join(" "), expected);
@@ -141,10 +172,25 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_do_not_tell_their_place_are_shown_up_to_the_interpreter() {
-        let untold = NEWER_UNTOLD;
-        let native = [(untold, 'c'), (untold, 'c'), (untold, 'i'), (untold, 'c')];
-        check(2, &native, NativeEnd::Complete, "n0 n1 p0 p1");
-        check(2, &native[2..], NativeEnd::Complete, "p0 p1");
+    fn frames_whose_places_are_not_told_stand_below() {
+        let untold = u16::MAX;
+        let native = [
+            (untold, 'c'),
+            (untold, 'i'),
+            (untold, 'c'),
+            (untold, 'i'),
+            (untold, 's'),
+        ];
+        check(2, &native, NativeEnd::Complete, "n0 p0 p1 n2 !");
+        check(2, &native[1..2], NativeEnd::Complete, "p0 p1");
+        check(0, &native[..3], NativeEnd::Complete, "n0 n1 n2");
+    }
+
+    #[test]
+    fn what_is_older_than_a_greenlet_is_not_shown() {
+        let whole = NativeEnd::Complete;
+        let native = [(0, 'g'), (1, 'i'), (2, 'c'), (2, 'g'), (2, 'c'), (2, 'g')];
+        check(2, &native, whole, "n0 p0 p1 n2");
+        check(2, &native[..4], NativeEnd::NoRule, "n0 p0 p1 n2");
     }
 }

@@ -67,6 +67,7 @@ impl Planted {
         Interpreter {
             checked: true,
             remarks: Vec::new(),
+            eval_loop: Vec::new(),
             version: Version {
                 major: 3,
                 minor: 12,

@@ -17,6 +17,8 @@ pub(super) struct Native {
     frames: u64,
     /// Of samples.
     ends: BTreeMap<&'static str, u64>,
+    /// Of samples, too: their frames are not in the order of calls.
+    unordered: u64,
     tables_full: u64,
     tables_refused: u64,
     places: u64,
@@ -49,6 +51,7 @@ impl Tally {
                 .native_ends()
                 .map(|(end, samples)| (key(end), samples))
                 .collect(),
+            unordered: symbols.unordered(),
             tables_full: self.without_tables.0,
             tables_refused: self.without_tables.1,
             places: symbols.native_places(),
@@ -61,12 +64,13 @@ impl Tally {
         let native = self.native(symbols);
         let ends = native.ends.into_iter();
         let nameless = native.places_without_name.into_iter();
-        let tables = [
+        let others = [
+            ("native_unordered".to_owned(), native.unordered),
             ("native_tables_full".to_owned(), native.tables_full),
             ("native_tables_refused".to_owned(), native.tables_refused),
         ];
         ends.map(|(end, samples)| (format!("native_{end}"), samples))
-            .chain(tables)
+            .chain(others)
             .chain(nameless.map(|(why, places)| (format!("native_without_name_{why}"), places)))
             .collect()
     }
@@ -77,6 +81,8 @@ impl Tally {
             let why = why_missing(end)?;
             Some((samples, format!("stacks without some native frames: {why}")))
         });
+        let unordered = "stacks whose native frames have no known order with Python's";
+        let unordered = (symbols.unordered(), unordered.to_owned());
         let (full, refused) = self.without_tables;
         let tables = [
             (full, "no room for it: name fewer processes with `--pid`"),
@@ -91,7 +97,11 @@ impl Tally {
                 format!("places in native code without a name: {text}"),
             )
         });
-        let mut losses: Vec<_> = ends.chain(tables).chain(nameless).collect();
+        let mut losses: Vec<_> = ends
+            .chain([unordered])
+            .chain(tables)
+            .chain(nameless)
+            .collect();
         losses.retain(|&(count, _)| count > 0);
         losses
     }

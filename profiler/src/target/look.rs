@@ -229,6 +229,7 @@ mod tests {
                     micro: 1,
                 },
                 layout: Layout::default(),
+                eval_loop: Vec::new(),
                 target: Target {
                     interpreters: head as u64,
                     ..Target::default()

@@ -47,6 +47,7 @@ impl Made {
                 },
                 checked: false,
                 remarks: Vec::new(),
+                eval_loop: Vec::new(),
             },
             pieces: BTreeMap::new(),
         };

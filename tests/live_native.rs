@@ -1,12 +1,13 @@
 //! Native frames among Python's: in the order that is known from the program, whole to the thread's
 //! first frame, on every Python.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use pyebpf_tests::raw::{Frame, Stack, samples};
 use pyebpf_tests::recording::Recording;
 use pyebpf_tests::workload::Target;
+use serde::Deserialize;
 
-use crate::{has, on_those};
+use crate::on_those;
 
 /// Is this a frame of native code: with a source file or a library for its file, or without a name?
 fn is_native(frame: &Frame) -> bool {
@@ -24,52 +25,87 @@ fn is_of(frame: &Frame, library: &str) -> bool {
         .any(|module| module.starts_with(library))
 }
 
-/// The frames between `from` and `to`, or the stack's end; `None` if not all of them are native.
-fn between<'a>(stack: &'a Stack, from: &str, to: Option<&str>) -> Option<&'a [Frame]> {
-    let place = |name: &str| stack.frames.iter().rposition(|frame| frame.name == name);
-    let end = to.map_or(Some(stack.frames.len()), place)?;
-    let frames = stack.frames.get(place(from)? + 1..end)?;
-    frames.iter().all(is_native).then_some(frames)
+/// Is it of the function? Names are qualified from 3.11 on.
+fn is_named(frame: &Frame, function: &str) -> bool {
+    frame.name.rsplit('.').next() == Some(function)
 }
 
-/// Of the stacks within `compare` each has the frames that the program says it has.
-fn interleaved(stack: &Stack) -> Result<()> {
-    let seen = || format!("{stack:?}");
-    let callback = between(stack, "sort", Some("compare")).with_context(seen)?;
-    let interpreter = |frame: &&Frame| is_of(frame, "python") || is_of(frame, "libpython");
-    if let Some(frame) = callback.iter().find(interpreter) {
-        bail!("{frame:?} is not folded: {}", seen());
-    }
-    // ctypes calls libffi, that qsort, that libffi's closure, that ctypes.
-    for library in ["_ctypes", "libffi", "libc."] {
-        let known = callback.iter().any(|frame| is_of(frame, library));
-        ensure!(known, "no {library} between sort and compare: {}", seen());
-    }
-    Ok(())
+/// The native frames that the newest frame of this function has called, up to the next of Python.
+fn called<'a>(stack: &'a Stack, function: &str) -> Option<&'a [Frame]> {
+    let frames = &stack.frames;
+    let from = frames.iter().rposition(|frame| is_named(frame, function))? + 1;
+    let length = frames[from..].iter().take_while(|frame| is_native(frame));
+    frames.get(from..from + length.count())
 }
 
-fn check(target: &Target, recording: &Recording, told: bool) -> Result<()> {
+/// A function that calls C, which calls another one, and the libraries between them.
+#[derive(Deserialize)]
+struct Call(String, String, Vec<String>);
+
+impl Call {
+    /// In a stack that has the second function all is as it must be, and the interpreter is not seen.
+    fn check(&self, stack: &Stack) -> Result<()> {
+        let Call(caller, callee, libraries) = self;
+        let frames = called(stack, caller).with_context(|| format!("no {caller}: {stack:?}"))?;
+        let next = stack
+            .frames
+            .iter()
+            .position(|frame| is_named(frame, callee));
+        let start = frames.as_ptr_range().end;
+        let is_next = next.is_some_and(|next| std::ptr::eq(&raw const stack.frames[next], start));
+        ensure!(is_next, "{callee} is not called by {caller}: {stack:?}");
+        let mut libraries = libraries.iter().peekable();
+        for frame in frames {
+            let interpreter = is_of(frame, "python") || is_of(frame, "libpython");
+            ensure!(!interpreter, "{frame:?} is not folded: {stack:?}");
+            libraries.next_if(|library| is_of(frame, library));
+        }
+        let missing = libraries.next();
+        ensure!(missing.is_none(), "no {missing:?} in its place: {stack:?}");
+        Ok(())
+    }
+}
+
+/// Those of the stacks that are so.
+fn those(stacks: &[Stack], are: impl Fn(&Stack) -> bool) -> (Vec<&Stack>, u64) {
+    let those: Vec<&Stack> = stacks.iter().filter(|stack| are(stack)).collect();
+    let count = samples(those.iter().copied());
+    (those, count)
+}
+
+fn check(target: &Target, recording: &Recording) -> Result<()> {
     let stacks = recording.of(target.pid);
-    ensure!(samples(&stacks) >= 50, "only {} samples", samples(&stacks));
-    let cut = stacks.iter().filter(|stack| {
-        let frames = stack.frames.iter();
-        frames
-            .map(|frame| &frame.name)
-            .any(|name| name.starts_with("[unknown: native"))
+    let all = samples(&stacks);
+    ensure!(all >= 50, "only {all} samples");
+    // Native frames reach to the thread's first one, and have an order with Python's.
+    let (cut, count) = those(&stacks, |stack| {
+        let mut names = stack.frames.iter().map(|frame| &frame.name);
+        names.any(|name| name.starts_with("[unknown: native"))
     });
-    let cut = samples(cut);
-    ensure!(cut * 100 <= samples(&stacks), "{cut} stacks are cut");
-    let checksum = |frame: &Frame| is_of(frame, "libz.");
-    let in_zlib = stacks
-        .iter()
-        .filter(|stack| has(stack, "compare") && stack.frames.last().is_some_and(checksum));
-    let in_zlib: Vec<&Stack> = in_zlib.collect();
-    ensure!(samples(in_zlib.iter().copied()) >= 20, "zlib: {stacks:?}");
-    for stack in in_zlib {
-        let called = between(stack, "compare", None);
-        ensure!(called.is_some_and(|called| !called.is_empty()), "{stack:?}");
-        if told {
-            interleaved(stack)?;
+    ensure!(count * 100 <= all, "{count} of {all} are cut: {cut:?}");
+    let calls: Vec<Call> = serde_json::from_value(target.said["calls"].clone())?;
+    for call in calls {
+        let Call(_, callee, _) = &call;
+        let (within, count) = those(&stacks, |stack| {
+            stack.frames.iter().any(|frame| is_named(frame, callee))
+        });
+        ensure!(count >= 5, "only {count} samples in {callee}");
+        within.into_iter().try_for_each(|stack| call.check(stack))?;
+    }
+    let leaves: Vec<(String, String)> = serde_json::from_value(target.said["leaves"].clone())?;
+    for (function, library) in leaves {
+        let newest = |stack: &Stack| {
+            stack
+                .frames
+                .last()
+                .is_some_and(|last| is_of(last, &library))
+        };
+        let (within, count) = those(&stacks, newest);
+        ensure!(count >= 5, "only {count} samples in {library}");
+        for stack in within {
+            let called = called(stack, &function).unwrap_or_default();
+            let is_end = !called.is_empty() && stack.frames.ends_with(called);
+            ensure!(is_end, "{library} is not called by {function}: {stack:?}");
         }
     }
     Ok(())
@@ -79,10 +115,10 @@ fn check(target: &Target, recording: &Recording, told: bool) -> Result<()> {
 fn native_frames_have_their_place_among_those_of_python() {
     on_those(
         "native_frames_have_their_place_among_those_of_python",
-        &|python| python.minor >= 8,
+        &|_| true,
         &|python| python.start(&["native.py"]),
-        &[&["--native", "-d", "6", "-r", "499"]],
-        |python, target, recordings| check(target, &recordings[0], python.minor >= 11),
+        &[&["--native", "-d", "12", "-r", "499"]],
+        |_, target, recordings| check(target, &recordings[0]),
     );
 }
 
@@ -94,7 +130,7 @@ fn native_frames_are_found_by_calls_as_by_a_loop() {
         "native_frames_are_found_by_calls_as_by_a_loop",
         &|python| python.name.starts_with("pyenv") && [10, 11, 12].contains(&python.minor),
         &|python| python.start(&["native.py"]),
-        &[&["--native", "--steps", "calls", "-d", "4", "-r", "499"]],
-        |python, target, recordings| check(target, &recordings[0], python.minor >= 11),
+        &[&["--native", "--steps", "calls", "-d", "8", "-r", "499"]],
+        |_, target, recordings| check(target, &recordings[0]),
     );
 }

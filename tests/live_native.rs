@@ -3,11 +3,11 @@
 
 use anyhow::{Context as _, Result, ensure};
 use pyebpf_tests::raw::{Frame, Stack, samples};
-use pyebpf_tests::recording::Recording;
+use pyebpf_tests::recording::{Recording, record};
 use pyebpf_tests::workload::Target;
 use serde::Deserialize;
 
-use crate::on_those;
+use crate::{on_those, with_python};
 
 /// Is this a frame of native code: with a source file or a library for its file, or without a name?
 fn is_native(frame: &Frame) -> bool {
@@ -133,4 +133,31 @@ fn native_frames_are_found_by_calls_as_by_a_loop() {
         &[&["--native", "--steps", "calls", "-d", "8", "-r", "499"]],
         |_, target, recordings| check(target, &recordings[0]),
     );
+}
+
+#[test]
+fn all_native_frames_are_those_of_the_interpreter_too() {
+    const TEST: &str = "all_native_frames_are_those_of_the_interpreter_too";
+    with_python(TEST, |python| {
+        let target = python.start(&["native.py"])?;
+        let pid = target.pid.to_string();
+        let recording = record(&["--native=all", "-d", "4", "-r", "499", "-p", &pid])?;
+        let stacks = recording.of(target.pid);
+        let (within, count) = those(&stacks, |stack| {
+            stack.frames.iter().any(|frame| is_named(frame, "compare"))
+        });
+        ensure!(count >= 5, "only {count} samples");
+        for stack in within {
+            let called = called(stack, "sort").unwrap_or_default();
+            let mut libraries = called.iter().rev();
+            let is_loop = |frame: &Frame| frame.name == "_PyEval_EvalFrameDefault";
+            ensure!(libraries.any(is_loop), "no loop runs compare: {stack:?}");
+            let ctypes = |frame: &Frame| is_of(frame, "_ctypes");
+            ensure!(libraries.any(ctypes), "ctypes does not call it: {stack:?}");
+            let first = stack.frames.first();
+            let is_start = |frame: &Frame| ["_start", "__clone3", "clone3"].contains(&&*frame.name);
+            ensure!(first.is_some_and(is_start), "no beginning: {stack:?}");
+        }
+        Ok(())
+    });
 }

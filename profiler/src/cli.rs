@@ -5,8 +5,8 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{
-    Args, CommandFactory as _, Parser, Subcommand, ValueHint, builder::NonEmptyStringValueParser,
-    error::ErrorKind,
+    Args, CommandFactory as _, Parser, Subcommand, ValueEnum, ValueHint,
+    builder::NonEmptyStringValueParser, error::ErrorKind,
 };
 use clap_complete::Shell;
 
@@ -130,8 +130,9 @@ pub struct RecordArgs {
     threads: bool,
 
     /// Show what Python calls outside of Python: native frames among Python's
-    #[arg(short, long)]
-    native: bool,
+    #[arg(short, long, value_name = "WHICH", num_args = 0..=1, require_equals = true,
+          default_missing_value = "folded")]
+    native: Option<Native>,
 
     /// Count only samples that hold the GIL
     #[arg(short, long)]
@@ -194,6 +195,15 @@ impl Selection {
     }
 }
 
+/// Which native frames are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Native {
+    /// Without the interpreter's own that only lead from one Python frame to the next
+    Folded,
+    /// The interpreter's own, too, down to the thread's first
+    All,
+}
+
 /// Until when `record` runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -224,8 +234,8 @@ pub struct Record {
     pub format: Format,
     pub shape: Shape,
     pub gil_only: bool,
-    /// Whether native frames are shown.
-    pub native: bool,
+    /// Which native frames are shown; none unless it is said.
+    pub native: Option<Native>,
     /// `None`: as text alone.
     pub stats: Option<Stats>,
     /// Bytes of the ring buffer; `None`: as many as rate and CPUs need.

@@ -45,6 +45,26 @@ fn targets_are_pids_or_a_command() {
 }
 
 #[test]
+fn native_frames_are_folded_unless_all_are_wanted() {
+    let native = |flags: &str| parse(&format!("pyebpf record {flags}")).map(|record| record.native);
+    assert_eq!(native("-t").unwrap(), None);
+    for folded in [
+        "--native",
+        "-n",
+        "-nt",
+        "--native=folded",
+        "--native -p 7",
+        "-n -- python3",
+    ] {
+        assert_eq!(native(folded).unwrap(), Some(Native::Folded), "{folded}");
+    }
+    assert_eq!(native("--native=all").unwrap(), Some(Native::All));
+    assert_eq!(native("-n=all -p 7").unwrap(), Some(Native::All));
+    let error = native("--native=some").unwrap_err().to_string();
+    assert!(error.contains("[possible values: folded, all]"), "{error}");
+}
+
+#[test]
 fn subprocesses_are_somebody_s() {
     let error = parse("pyebpf record -s").unwrap_err().to_string();
     assert!(error.contains("`--pid`"), "{error}");

@@ -11,7 +11,7 @@ use tokio::process::Child;
 
 use crate::{
     bpf::{Kernel, Settings},
-    cli::{Record, Selection, Stats},
+    cli::{Native, Record, Selection, Stats},
     destination::{Destination, Temporary},
     preflight,
     profile::{Meta, Profile},
@@ -61,7 +61,7 @@ async fn record(
         log: config.bpf_log,
         ring: config.buffer,
         steps: config.steps,
-        native: config.native,
+        native: config.native.is_some(),
     })?;
     let arguments: Vec<String> = std::env::args_os()
         .map(|argument| argument.to_string_lossy().into_owned())
@@ -73,7 +73,11 @@ async fn record(
         duration: Duration::ZERO,
     };
     let profile = Profile::new(meta, config.shape, config.format.needs_timeline());
-    let mut session = Session::new(kernel, Recorder::new(profile, config.gil_only));
+    let mut recorder = Recorder::new(profile, config.gil_only);
+    if config.native == Some(Native::All) {
+        recorder.symbols.unfold();
+    }
+    let mut session = Session::new(kernel, recorder);
     let mut child = select(&mut session, &config, &destination)?;
     let watched = match (&config.selection, &mut child) {
         (Selection::Pids(pids), _) => Watched::Pids(pids.clone()),

@@ -61,6 +61,8 @@ pub struct Symbols {
     /// How the walks over native frames have ended of the samples that were named.
     native_ends: [u64; NativeEnd::ALL.len()],
     native_frames: u64,
+    /// Whether the interpreter's own frames are shown wherever they are.
+    unfolded: bool,
     /// How many of them do not say how native frames and Python's lie.
     unordered: u64,
     /// Working memory: the stack that is being named.
@@ -103,6 +105,7 @@ impl Default for Symbols {
             natives: FxHashMap::default(),
             native_ends: [0; NativeEnd::ALL.len()],
             native_frames: 0,
+            unfolded: false,
             unordered: 0,
             frames: Vec::new(),
             native: Vec::new(),
@@ -111,6 +114,11 @@ impl Default for Symbols {
 }
 
 impl Symbols {
+    /// From now on native frames are all shown: the interpreter's own, and what begins threads.
+    pub fn unfold(&mut self) {
+        self.unfolded = true;
+    }
+
     /// The epoch, if it has changed since the last call: for the kernel, at once.
     pub fn new_epoch(&mut self) -> Option<u64> {
         std::mem::take(&mut self.begun).then_some(self.epoch)
@@ -196,6 +204,11 @@ impl Symbols {
         self.native_frames += placed.len() as u64;
         let mut order: Vec<_> = placed.iter().map(|(_, native)| *native).collect();
         let told = activations::count(python.len(), &mut order, native_end);
+        if self.unfolded && told {
+            for frame in &mut order {
+                (frame.interpreter, frame.starter) = (false, false);
+            }
+        }
         let ordered = stitch::stitch(
             python.len(),
             &order,

@@ -2,9 +2,11 @@
 //! first frame, on every Python.
 
 use anyhow::{Context as _, Result, ensure};
+use pyebpf_tests::pythons;
 use pyebpf_tests::raw::{Frame, Stack, samples};
 use pyebpf_tests::recording::{Recording, record};
 use pyebpf_tests::workload::Target;
+use pyebpf_tests::{can_profile, turn};
 use serde::Deserialize;
 
 use crate::{on_those, with_python};
@@ -160,4 +162,21 @@ fn all_native_frames_are_those_of_the_interpreter_too() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn native_frames_have_their_place_in_python_2() {
+    const TEST: &str = "native_frames_have_their_place_in_python_2";
+    if !can_profile(TEST) {
+        return;
+    }
+    let Some(python) = pythons::old(TEST) else {
+        return;
+    };
+    let _turn = turn();
+    let target = python.start(&["native.py"]).expect("it starts");
+    let pid = target.pid.to_string();
+    let flags = ["--native", "-d", "6", "-r", "499", "-p", &pid];
+    let checked = record(&flags).and_then(|recording| check(&target, &recording));
+    checked.expect("each stack is as the program says");
 }

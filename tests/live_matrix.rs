@@ -1,5 +1,6 @@
 //! The same known stack in every cell of the matrix: every Python that is here, started in every
-//! way. With `PYEBPF_MATRIX` (see `matrix.rs`) each cell is recorded alone, and timed.
+//! way. With `PYEBPF_MATRIX` (see `matrix.rs`) each cell is recorded alone, and timed, and once more
+//! with native frames.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -8,12 +9,14 @@ use anyhow::{Context as _, Result};
 use pyebpf_tests::kernel_time::{self, Statistics};
 use pyebpf_tests::matrix::{Cell, wanted};
 use pyebpf_tests::pythons::{self, Python};
+use pyebpf_tests::raw::{Frame, Stack};
 use pyebpf_tests::recording::{Recording, Running, finished, pyebpf, record};
 use pyebpf_tests::start::{Start, Started, start};
 use pyebpf_tests::{Parts, can_profile, skip, turn};
 use tempfile::TempDir;
 
 use crate::expected_stack;
+use crate::live_native::is_native;
 
 const TEST: &str = "shows_the_known_stack_however_a_python_is_started";
 
@@ -45,7 +48,8 @@ fn shows_the_known_stack_however_a_python_is_started() {
             }
         } else if wanted().is_some() {
             for python in &pythons {
-                one_alone(python, how, &mut parts);
+                one_alone(python, how, false, &mut parts);
+                one_alone(python, how, true, &mut parts);
             }
         } else {
             all_at_once(&pythons, how, &mut parts);
@@ -101,15 +105,18 @@ fn all_at_once(pythons: &[Python], how: Start, parts: &mut Parts) {
 }
 
 /// One process for each CPU, so that most samples find one.
-fn one_alone(python: &Python, how: Start, parts: &mut Parts) {
+fn one_alone(python: &Python, how: Start, native: bool, parts: &mut Parts) {
     let mut cell = cell(python, how);
-    let result = timed(python, how, &mut cell);
+    if native {
+        cell.start.push_str(" `--native`");
+    }
+    let result = timed(python, how, native, &mut cell);
     cell.failed = result.as_ref().err().map(|error| format!("{error:#}"));
     parts.note("PYEBPF_MATRIX", cell.tell());
-    parts.note(&format!("{}, {}", python.name, how.name()), result);
+    parts.note(&format!("{}, {}", python.name, cell.start), result);
 }
 
-fn timed(python: &Python, how: Start, cell: &mut Cell) -> Result<()> {
+fn timed(python: &Python, how: Start, native: bool, cell: &mut Cell) -> Result<()> {
     let cpus = std::thread::available_parallelism()?.get();
     let started: Result<Vec<Started>> = (0..cpus)
         .map(|_| start(how, python, workload(python)))
@@ -119,7 +126,7 @@ fn timed(python: &Python, how: Start, cell: &mut Cell) -> Result<()> {
     let folder = TempDir::new()?;
     let path = folder.path().join("profile.txt");
     let mut command = pyebpf(&["record", "-r", "999", "--full-filenames", "-f", "raw", "-o"]);
-    command.arg(&path);
+    command.arg(&path).args(native.then_some("--native"));
     for started in &started {
         command.args(["-p", &started.target.pid.to_string()]);
     }
@@ -138,10 +145,23 @@ fn timed(python: &Python, how: Start, cell: &mut Cell) -> Result<()> {
 
 /// All processes of a cell run the same program, so that the first one's stack is that of all.
 fn check(cell: &mut Cell, recording: &Recording, started: &[&Started]) -> Result<()> {
-    let stacks: Vec<_> = started
+    let mut stacks: Vec<_> = started
         .iter()
         .flat_map(|started| recording.of(started.target.pid))
         .collect();
+    stacks.iter_mut().for_each(leave_python);
     let first = started.first().context("nothing was started")?;
     cell.check(&stacks, &expected_stack(&first.target)?)
+}
+
+/// Leaves the Python frames of a stack. One that lacks native frames is not whole.
+fn leave_python(stack: &mut Stack) {
+    let cut = |frame: &&Frame| frame.name.starts_with("[unknown: native");
+    let marker = stack
+        .frames
+        .iter()
+        .find(cut)
+        .map(|frame| frame.name.clone());
+    stack.marker = stack.marker.take().or(marker);
+    stack.frames.retain(|frame| !is_native(frame));
 }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::{on_those, with_python};
 
 /// Is this a frame of native code: with a source file or a library for its file, or without a name?
-fn is_native(frame: &Frame) -> bool {
+pub(crate) fn is_native(frame: &Frame) -> bool {
     let unnamed = frame.name.starts_with("[unknown in ");
     unnamed || !frame.name.starts_with('[') && !frame.file.ends_with(".py")
 }

@@ -140,6 +140,8 @@ mod tests {
             python: "pyenv 3.8.18".to_owned(),
             samples: 40,
             complete: 39,
+            native: 30,
+            native_complete: 30,
             steps: "bpf_loop",
             time: Some(90_000.0),
             failure: None,

@@ -1,12 +1,13 @@
 //! `cargo xtask vm [KERNEL…]`: pyebpf under other kernels, each in a virtual machine that has this
 //! machine's files. Every program goes through the kernel's verifier, and the known stack of the live
-//! tests is looked for in several Pythons. Out comes a table.
+//! tests is looked for in several Pythons, and native frames among theirs. Out comes a table.
 
 mod archive;
 mod boot;
 mod check;
 mod initrd;
 mod kernel;
+mod native;
 mod stack;
 mod tools;
 
@@ -197,19 +198,21 @@ fn table(rows: &[Row]) -> Table {
             "Python",
             "samples",
             "complete",
+            "native complete",
             "steps by",
             "time per sample",
             "outcome",
         ],
     );
     for row in rows {
-        let share = 100.0 * row.complete as f64 / row.samples.max(1) as f64;
+        let share = |of: u64, all: u64| format!("{:.1} %", 100.0 * of as f64 / all.max(1) as f64);
         let time = row.time.map(|time| time / 1000.0);
         table.row(vec![
             row.kernel.clone(),
             row.python.clone(),
             row.samples.to_string(),
-            format!("{share:.1} %"),
+            share(row.complete, row.samples),
+            share(row.native_complete, row.native),
             row.steps.to_owned(),
             format!("{} µs", figure(time, 1)),
             (if row.failure.is_none() {

@@ -1,5 +1,6 @@
 //! What is done in a guest, and what came of it: on each Python a recording of the known stack and
-//! one of recursions of 900 and of 3000 frames; the first also timed by the kernel.
+//! one of recursions of 900 and of 3000 frames, the first also timed by the kernel; and one of native
+//! frames.
 
 use std::env;
 use std::fmt::Write as _;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::boot::Ended;
 use super::initrd::SHARED;
+use super::native;
 use super::quoted;
 use super::stack::{self, Seen};
 
@@ -23,6 +25,9 @@ const SAMPLES_MIN: u64 = 20;
 const SECONDS: u32 = 6;
 /// Complete stacks of the known stack, in per cent.
 const COMPLETE_MIN: f64 = 99.5;
+/// Native stacks that go down to the thread's first frame, in per cent: code that libffi makes at run
+/// time ends some.
+const NATIVE_MIN: f64 = 99.0;
 /// `BPF_PROG_TYPE_PERF_EVENT` (include/uapi/linux/bpf.h).
 const PERF_EVENT_PROGRAM: u64 = 7;
 
@@ -42,6 +47,9 @@ pub(crate) struct Row {
     /// Samples of the known stack that were read, and how many of them are complete.
     pub(crate) samples: u64,
     pub(crate) complete: u64,
+    /// Samples of native frames, and how many of them have all.
+    pub(crate) native: u64,
+    pub(crate) native_complete: u64,
     /// How frames are stepped over: `bpf_loop`, or programs that call each other.
     pub(crate) steps: &'static str,
     /// Of one run of the program, in nanoseconds: a mean over the recording of the known stack.
@@ -106,9 +114,9 @@ start() {{
     while [ ! -s $file.said ] && [ $n -lt 600 ]; do sleep 0.1; n=$((n + 1)); done
 }}
 # Records two processes and keeps what the kernel tells of the programs meanwhile:
-# FILE SECONDS STEPS PID PID
+# FILE SECONDS FLAGS PID PID
 watch() {{
-    {pyebpf} record -p $4 -p $5 --steps $3 -d $2 -r 199 -f raw --full-filenames -o $1.folded \
+    {pyebpf} record -p $4 -p $5 $3 -d $2 -r 199 -f raw --full-filenames -o $1.folded \
         2> $1.summary &
     p=$!
     most=1
@@ -131,14 +139,18 @@ watch() {{
         let python = of(&python.program)?;
         let known = of(&workloads.join("known_stack.py"))?;
         let deep = of(&workloads.join("deep.py"))?;
+        let native = of(&workloads.join("native.py"))?;
         write!(
             text,
             "start {number}.known {python} {known}\n\
              start {number}.other {python} {known}\n\
-             watch {number}.stack {SECONDS} {steps} $(cat {number}.known.pid) $(cat {number}.other.pid)\n\
+             watch {number}.stack {SECONDS} '--steps {steps}' $(cat {number}.known.pid) $(cat {number}.other.pid)\n\
              start {number}.900 {python} {deep} 900\n\
              start {number}.3000 {python} {deep} 3000\n\
-             watch {number}.deep {SECONDS} {steps} $(cat {number}.900.pid) $(cat {number}.3000.pid)\n"
+             watch {number}.deep {SECONDS} '--steps {steps}' $(cat {number}.900.pid) $(cat {number}.3000.pid)\n\
+             start {number}.sorts {python} {native}\n\
+             start {number}.more {python} {native}\n\
+             watch {number}.native {SECONDS} '--steps {steps} --native' $(cat {number}.sorts.pid) $(cat {number}.more.pid)\n"
         )?;
     }
     Ok(text)
@@ -175,6 +187,8 @@ pub(super) fn rows(kernel: &str, ended: &Ended, cases: &[Case<'_>]) -> Vec<Row> 
                 python: python.name.clone(),
                 samples: 0,
                 complete: 0,
+                native: 0,
+                native_complete: 0,
                 steps: match runs.programs {
                     _ if runs.count == 0 => "–",
                     1 => "bpf_loop",
@@ -214,6 +228,17 @@ fn judge(row: &mut Row, ended: &Ended, number: usize) -> Result<()> {
         "of a recursion of 3000 frames that show the newest 1024",
     )?;
     ensure!(seen.whole == 0, "a stack of 3000 frames can't be complete");
+    let folded = recorded(ended, number, "native")?;
+    let said = ended.file(&format!("{number}.sorts.said"));
+    let seen = native::look(&folded, &said)?;
+    row.native = seen.whole + seen.cut;
+    row.native_complete = seen.whole;
+    enough(seen.placed, "of Python that C calls")?;
+    let share = 100.0 * seen.whole as f64 / row.native as f64;
+    ensure!(
+        share >= NATIVE_MIN,
+        "only {share:.1} % of the samples have all native frames"
+    );
     Ok(())
 }
 
@@ -222,17 +247,23 @@ fn enough(samples: u64, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a recording shows of one workload; an error when it failed or shows something else.
-fn seen(ended: &Ended, number: usize, recording: &str, workload: &str) -> Result<Seen> {
-    let file = |name: &str| ended.file(&format!("{number}.{name}"));
-    let code = file(&format!("{recording}.code"));
-    let summary = file(&format!("{recording}.summary"));
+/// The stacks of a recording; an error when it failed.
+fn recorded(ended: &Ended, number: usize, recording: &str) -> Result<String> {
+    let file = |name: &str| ended.file(&format!("{number}.{recording}.{name}"));
+    let code = file("code");
     ensure!(
         code.trim() == "0",
-        "pyebpf ended with {:?} and said:\n{summary}",
-        code.trim()
+        "pyebpf ended with {:?} and said:\n{}",
+        code.trim(),
+        file("summary")
     );
-    let folded = file(&format!("{recording}.folded"));
+    Ok(file("folded"))
+}
+
+/// What a recording shows of one workload; an error when it failed or shows something else.
+fn seen(ended: &Ended, number: usize, recording: &str, workload: &str) -> Result<Seen> {
+    let folded = recorded(ended, number, recording)?;
+    let file = |name: &str| ended.file(&format!("{number}.{name}"));
     let said = file(&format!("{workload}.said"));
     let seen =
         stack::compare(&folded, &said).with_context(|| file(&format!("{workload}.stderr")))?;

@@ -24,18 +24,20 @@ pub(super) struct Marked {
     pub(super) samples: u64,
 }
 
-/// Compares.
-pub(super) fn compare(folded: &str, said: &str) -> Result<Seen> {
-    // Only the first line: over a shared folder what a program writes has been seen twice.
+/// What a workload says in its first line.
+pub(super) fn told(said: &str) -> Result<Value> {
+    // Only that one: over a shared folder what a program writes has been seen twice.
     let said = said.lines().next().unwrap_or_default();
-    let said: Value = serde_json::from_str(said).with_context(|| {
+    serde_json::from_str(said).with_context(|| {
         let said: String = said.chars().take(200).collect();
         format!("the workload said {said:?} instead of its stack")
-    })?;
-    let pid = said["pid"].as_u64().context("the workload tells no pid")?;
-    let expected: Vec<Frame> = serde_json::from_value(said["stack"].clone())
-        .context("the workload tells its stack in another form")?;
-    let mut seen = Seen::default();
+    })
+}
+
+/// The stacks of the workload that has `told` its pid, from the root on, and how many samples each has.
+pub(super) fn samples<'a>(folded: &'a str, told: &Value) -> Result<Vec<(Vec<&'a str>, u64)>> {
+    let pid = told["pid"].as_u64().context("the workload tells no pid")?;
+    let mut samples = Vec::new();
     for line in folded.lines() {
         let (stack, count) = line.rsplit_once(' ').context("a line without a count")?;
         let count: u64 = count.parse().with_context(|| format!("in {line:?}"))?;
@@ -46,6 +48,18 @@ pub(super) fn compare(folded: &str, said: &str) -> Result<Seen> {
             }
             frames.remove(0);
         }
+        samples.push((frames, count));
+    }
+    Ok(samples)
+}
+
+/// Compares.
+pub(super) fn compare(folded: &str, said: &str) -> Result<Seen> {
+    let told = told(said)?;
+    let expected: Vec<Frame> = serde_json::from_value(told["stack"].clone())
+        .context("the workload tells its stack in another form")?;
+    let mut seen = Seen::default();
+    for (mut frames, count) in samples(folded, &told)? {
         let mark = match frames.first() {
             Some(first) if first.starts_with('[') => frames.remove(0),
             _ => "",

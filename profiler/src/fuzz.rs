@@ -18,7 +18,7 @@ use crate::unwind::{Rules, Table};
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// All of them. `tests/data/fuzz` has a folder of inputs for each.
-pub const PARSERS: [Parser; 20] = [
+pub const PARSERS: [Parser; 21] = [
     ("accessors", cpython::fuzz::accessors),
     ("captured", captured),
     ("cgroup", target::fuzz::cgroup),
@@ -27,6 +27,7 @@ pub const PARSERS: [Parser; 20] = [
     ("debug_offsets", cpython::fuzz::debug_offsets),
     ("dict", cpython::fuzz::dict),
     ("elf", cpython::fuzz::elf),
+    ("jit_dump", native::fuzz::dumps_of_code),
     ("lines", cpython::fuzz::lines),
     ("mangled", native::fuzz::mangled),
     ("maps", cpython::fuzz::maps),

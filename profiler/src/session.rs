@@ -167,6 +167,7 @@ impl Session {
         self.recorder.tally.native_asked = self.kernel.walks_native();
         self.recorder.tally.without_tables = self.targets.without_tables();
         self.recorder.profile.set_duration(sampled);
+        self.recorder.symbols.ask_again();
         self.wait_for_names(signals).await;
         self.recorder.name_natives();
         Ok(end)

@@ -231,6 +231,11 @@ impl Symbols {
         Naming::Named
     }
 
+    /// Asks again, at the end, for names that may have come to be known only now.
+    pub fn ask_again(&mut self) {
+        self.places.ask_again();
+    }
+
     /// Takes in the names of native code that were found by now; how many are still looked for.
     pub fn listen(&mut self) -> usize {
         self.places.listen()

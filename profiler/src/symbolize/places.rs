@@ -39,7 +39,7 @@ struct Place {
     build_id: Option<Arc<[u8]>>,
     /// In the module; else the address, bytes.
     offset: u64,
-    name: Option<Box<Name>>,
+    name: Result<Box<Name>, Kind>,
 }
 
 /// Every place that was seen. Numbers stay what they are.
@@ -47,8 +47,8 @@ struct Place {
 pub(super) struct Places {
     numbers: FxHashMap<Key, u32>,
     places: Vec<Place>,
-    /// How many were looked for in vain, and why.
-    nameless: BTreeMap<Kind, u64>,
+    /// The process and its incarnation of those that are in no file.
+    made: FxHashMap<u32, (u32, u32)>,
     /// How many were seen that have no number of their own.
     unnumbered: u64,
     /// Runs from the first question on; none when there can be no more threads.
@@ -83,7 +83,7 @@ impl Places {
             module: file.map(|file| file.path.clone()).unwrap_or_default(),
             build_id: None,
             offset,
-            name: None,
+            name: Err(Kind::UNANSWERED),
         });
         if self.places.len() > PLACES_MAX {
             // This one stands for all that have no place of their own.
@@ -97,11 +97,14 @@ impl Places {
                 mapping: Arc::new(mapping(file)),
                 offset,
             },
-            _ => At::Made {
-                pid,
-                id,
-                address: inside,
-            },
+            _ => {
+                self.made.insert(number, (pid, id));
+                At::Made {
+                    pid,
+                    id,
+                    address: inside,
+                }
+            }
         };
         self.numbers.insert(key, number);
         self.ask(number, at);
@@ -125,13 +128,10 @@ impl Places {
         while let Some((number, found)) = background.answer() {
             let place = &mut self.places[number as usize];
             place.build_id = found.build_id;
-            match found.name {
-                Ok(name) => place.name = Some(Box::new(name)),
-                Err(reason) => {
-                    log::debug!("no name: {reason}");
-                    *self.nameless.entry(reason.kind()).or_default() += 1;
-                }
-            }
+            place.name = found.name.map(Box::new).map_err(|reason| {
+                log::debug!("no name: {reason}");
+                reason.kind()
+            });
         }
         background.waiting()
     }
@@ -143,13 +143,26 @@ impl Places {
 
     /// How many of them have no name, and why.
     pub(super) fn nameless(&self) -> BTreeMap<Kind, u64> {
-        let mut nameless = self.nameless.clone();
-        let named = self.places.iter().filter(|place| place.name.is_some());
-        let answered = named.count() as u64 + nameless.values().sum::<u64>();
-        let unanswered = self.numbers.len() as u64 - answered;
-        nameless.insert(Kind::UNANSWERED, unanswered);
-        nameless.insert(Kind::TOO_MANY, self.unnumbered);
+        let mut nameless = BTreeMap::from([(Kind::TOO_MANY, self.unnumbered)]);
+        for place in self.places.iter().take(PLACES_MAX) {
+            if let Err(kind) = place.name {
+                *nameless.entry(kind).or_default() += 1;
+            }
+        }
         nameless
+    }
+
+    /// Asks again for the names of code that processes have made: they may tell of it later than it
+    /// runs, CPython's `-X perf_jit` when it ends.
+    pub(super) fn ask_again(&mut self) {
+        let made = std::mem::take(&mut self.made);
+        for (number, (pid, id)) in made {
+            let place = &self.places[number as usize];
+            let address = place.offset;
+            if place.name.is_err() {
+                self.ask(number, At::Made { pid, id, address });
+            }
+        }
     }
 
     /// The frames that stand for a place: the function after what is inlined into it, innermost first.
@@ -160,7 +173,7 @@ impl Places {
         if number as usize == PLACES_MAX {
             return [profile.marker("[unknown: too many different native frames]")].into();
         }
-        let Some(name) = place.name.as_deref() else {
+        let Ok(name) = &place.name else {
             return [unknown(profile, place)].into();
         };
         let module = profile.module(place.module());

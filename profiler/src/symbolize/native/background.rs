@@ -12,11 +12,12 @@ use rustc_hash::FxHashMap;
 
 use crate::cpython::Mapping;
 
+use super::jit_dump::JitDump;
 use super::perf_map::PerfMap;
 use super::{Name, Natives, Reason};
 
 /// Of how many processes what they tell of code that they made is kept.
-const PERF_MAPS_MAX: usize = 64;
+const MADE_MAX: usize = 64;
 
 /// Where an instruction is.
 #[derive(Clone, Debug)]
@@ -124,7 +125,7 @@ fn answer_all(asked: &Receiver<Question>, answers: &Sender<Answer>) {
 struct Names {
     natives: Natives,
     /// By the caller's id of the process.
-    made: FxHashMap<u32, PerfMap>,
+    made: FxHashMap<u32, (PerfMap, JitDump)>,
 }
 
 impl Names {
@@ -161,14 +162,16 @@ impl Names {
 
     /// The name of code that a process has made, if it told.
     fn made(&mut self, pid: u32, id: u32, address: u64) -> Result<Name, Reason> {
-        if self.made.len() >= PERF_MAPS_MAX && !self.made.contains_key(&id) {
+        if self.made.len() >= MADE_MAX && !self.made.contains_key(&id) {
             self.made.clear();
         }
-        let made = self.made.entry(id).or_default();
-        if made.find(address).is_none() {
-            made.update(pid)?;
+        let (map, dump) = self.made.entry(id).or_default();
+        if map.find(address).or_else(|| dump.find(address)).is_none() {
+            // Few programs write both.
+            dump.update(pid).or(map.update(pid))?;
         }
-        let (function, offset) = made.find(address).ok_or(Reason::NoSymbol)?;
+        let found = map.find(address).or_else(|| dump.find(address));
+        let (function, offset) = found.ok_or(Reason::NoSymbol)?;
         Ok(Name {
             function: function.to_owned(),
             offset,

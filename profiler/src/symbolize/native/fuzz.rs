@@ -6,8 +6,7 @@ use std::path::Path;
 
 use super::demangle::{NAME_MAX, demangle};
 use super::lines::Lines;
-use super::perf_map;
-use super::read;
+use super::{jit_dump, perf_map, read};
 
 /// A mapped file: its symbols, its DWARF, and the names of its functions.
 pub(crate) fn native(bytes: &[u8]) {
@@ -43,6 +42,11 @@ pub(crate) fn native(bytes: &[u8]) {
 pub(crate) fn mangled(bytes: &[u8]) {
     let name = String::from_utf8_lossy(bytes);
     assert!(demangle(&name).len() <= NAME_MAX.max(name.len()));
+}
+
+/// `jit-PID.dump`.
+pub(crate) fn dumps_of_code(bytes: &[u8]) {
+    jit_dump::fuzz(bytes);
 }
 
 /// `/tmp/perf-PID.map`.

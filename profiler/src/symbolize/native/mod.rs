@@ -11,8 +11,10 @@ pub mod background;
 mod debug_file;
 mod demangle;
 mod elf;
+mod functions;
 pub(crate) mod fuzz;
 mod in_root;
+pub mod jit_dump;
 mod kept;
 mod lines;
 mod linkage;
@@ -21,6 +23,7 @@ mod read;
 mod table;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::hash::RandomState;

@@ -1,22 +1,17 @@
 //! Names of code that a program made at run time, from the file that JITs write for perf:
 //! `/tmp/perf-PID.map` with the pid that the process has in its own namespace (Linux,
 //! `tools/perf/Documentation/jit-interface.txt`). Each line is `START SIZE name` in hexadecimal; a
-//! later line overrides what it overlaps, since memory is used again. Anyone can write to `/tmp`, and
-//! pids come again: only a file of the process's own user, or of root, is believed, and none that was
-//! last written before the process began.
+//! later line overrides what it overlaps. `told` says which files are believed.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
 use super::demangle::NAME_MAX;
+use super::functions::Functions;
+use super::told::Teller;
 use super::{Reason, in_root};
 
-/// Most functions of one process, and bytes of their names; then no more are taken.
-const FUNCTIONS_MAX: usize = 1 << 20;
-const NAMES_MAX: usize = 32 << 20;
 /// Most bytes that are read of the file at a time, and in all.
 const READ_MAX: u64 = 64 << 20;
 const FILE_MAX: u64 = 256 << 20;
@@ -24,9 +19,7 @@ const FILE_MAX: u64 = 256 << 20;
 /// The functions of one process by their addresses in it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct PerfMap {
-    /// By start: end and name. None overlaps another.
-    functions: BTreeMap<u64, (u64, Box<str>)>,
-    names: usize,
+    functions: Functions,
     /// How much of the file has been read: whole lines.
     read: u64,
 }
@@ -63,37 +56,15 @@ impl PerfMap {
             .map_or(0, |at| at + 1);
         for line in text[..whole].split(|&byte| byte == b'\n') {
             if let Some((start, end, name)) = parse_line(line) {
-                self.insert(start, end, &name);
+                self.functions.insert(start, end, &name);
             }
         }
         whole
     }
 
-    fn insert(&mut self, start: u64, end: u64, name: &str) {
-        // What is overlapped was there before, and has gone; none reaches over another.
-        while let Some((&at, (reach, old))) = self.functions.range(..end).next_back() {
-            if *reach <= start {
-                break;
-            }
-            self.names -= old.len();
-            self.functions.remove(&at);
-        }
-        let names = self.names + name.len();
-        if self.functions.len() < FUNCTIONS_MAX && names <= NAMES_MAX {
-            self.functions.insert(start, (end, name.into()));
-            self.names = names;
-        }
-    }
-
     /// The function at an address of the process, and how far from its start that is.
     pub fn find(&self, address: u64) -> Option<(&str, u64)> {
-        let (start, (end, name)) = self.functions.range(..=address).next_back()?;
-        (address < *end).then(|| (&**name, address - start))
-    }
-
-    /// Bytes of memory, about.
-    pub fn bytes(&self) -> usize {
-        self.names + self.functions.len() * 40
+        self.functions.find(address)
     }
 }
 
@@ -113,59 +84,13 @@ fn parse_line(line: &[u8]) -> Option<(u64, u64, String)> {
 
 /// Opens the file of a process; and its length.
 fn open(pid: u32) -> Result<(File, u64), Reason> {
+    let teller = Teller::new(pid)?;
+    let path = PathBuf::from(format!("/tmp/perf-{}.map", teller.own_pid));
     let unreadable = |error| Reason::unreadable(&error);
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(unreadable)?;
-    let (own_pid, user) = own(&status).ok_or(Reason::Damaged("the process's status"))?;
-    let path = PathBuf::from(format!("/tmp/perf-{own_pid}.map"));
     let file = in_root::open(Some(pid), &path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
-    if metadata.mtime() < began(pid).map_err(unreadable)? {
-        let path = path.display();
-        let why = format!("{path} is older than the process");
-        return Err(Reason::Unreadable(why));
-    }
-    match metadata.uid() {
-        owner if owner == user || owner == 0 => Ok((file, metadata.size())),
-        owner => {
-            let path = path.display();
-            let why = format!("{path} belongs to user {owner}, the process to {user}");
-            Err(Reason::Unreadable(why))
-        }
-    }
-}
-
-/// When a process began, seconds since 1970, at most two too early: `btime` of `/proc/stat` is
-/// rounded, and ticks, a hundredth of a second for user space on x86-64, are since boot.
-fn began(pid: u32) -> io::Result<i64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let boot = fs::read_to_string("/proc/stat")?;
-    let boot = boot
-        .lines()
-        .find_map(|line| line.strip_prefix("btime ")?.parse().ok());
-    let ticks = ticks(&stat);
-    let since = ticks
-        .zip(boot)
-        .map(|(ticks, boot): (i64, i64)| boot.saturating_add(ticks / 100));
-    let since = since.ok_or(io::ErrorKind::InvalidData)?;
-    Ok(since.saturating_sub(2))
-}
-
-/// The field `starttime` of `/proc/PID/stat` (proc(5)): the twentieth after the process's name, which
-/// is in brackets and may have any letters.
-fn ticks(stat: &str) -> Option<i64> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-/// The innermost pid and the effective user of `/proc/PID/status`.
-fn own(status: &str) -> Option<(u32, u32)> {
-    let field = |name: &str| {
-        let mut lines = status.lines();
-        lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-    };
-    let pid = field("NSpid")?.split_whitespace().next_back()?;
-    let user = field("Uid")?.split_whitespace().nth(1)?;
-    Some((pid.parse().ok()?, user.parse().ok()?))
+    teller.check(&path, &metadata)?;
+    Ok((file, metadata.len()))
 }
 
 /// For `crate::fuzz`: a file of any content, asked for addresses that it names and others.
@@ -173,18 +98,13 @@ pub(super) fn fuzz(bytes: &[u8]) {
     let mut map = PerfMap::default();
     let taken = map.take(bytes);
     assert!(taken <= bytes.len());
-    let mut before = 0;
-    for (&start, (end, name)) in &map.functions {
-        assert!(before <= start && start < *end && !name.is_empty());
-        assert_eq!(map.find(*end - 1), Some((&**name, end - 1 - start)));
-        before = *end;
-    }
-    let names = map.functions.values().map(|(_, name)| name.len());
-    assert_eq!(names.sum::<usize>(), map.names);
+    map.functions.check();
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn of(text: &str) -> PerfMap {
@@ -211,7 +131,8 @@ mod tests {
             names,
             [None, Some(("d", 0)), Some(("d", 15)), None, Some(("c", 0))]
         );
-        assert_eq!(of("100 10 a\n0 1000 b\n").functions.len(), 1);
+        let all = of("100 10 a\n0 1000 b\n");
+        assert_eq!(all.find(0x105), Some(("b", 0x105)));
     }
 
     #[test]
@@ -236,15 +157,9 @@ mod tests {
             "ffffffffffffffff 1 a",
             "-1 2 a",
         ] {
-            assert_eq!(of(&format!("{line}\n")).functions.len(), 0, "{line:?}");
+            let none = of(&format!("{line}\n")).functions;
+            assert_eq!(none, Functions::default(), "{line:?}");
         }
-    }
-
-    #[test]
-    fn the_pid_is_the_innermost_and_the_user_the_effective_one() {
-        let status = "Name:\tpython\nUid:\t1\t1000\t1\t1\nNSpid:\t812\t17\t1\n";
-        assert_eq!(own(status), Some((1, 1000)));
-        assert_eq!(own("Name:\tpython\n"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use pyebpf_tests::pythons;
 use pyebpf_tests::raw::{Frame, Stack, samples};
 use pyebpf_tests::recording::{Recording, record};
 use pyebpf_tests::workload::Target;
-use pyebpf_tests::{can_profile, turn};
+use pyebpf_tests::{can_profile, skip, turn};
 use serde::Deserialize;
 
 use crate::{on_those, with_python};
@@ -179,4 +179,42 @@ fn native_frames_have_their_place_in_python_2() {
     let flags = ["--native", "-d", "6", "-r", "499", "-p", &pid];
     let checked = record(&flags).and_then(|recording| check(&target, &recording));
     checked.expect("each stack is as the program says");
+}
+
+/// CPython tells of the code that it makes in a jit dump, most of it when it ends. This one has no name
+/// any more: it is known by its mapping.
+const JIT: &str = "
+import os, time
+os.unlink(f'/tmp/jit-{os.getpid()}.dump')
+def hot():
+    return sum(range(1000))
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    hot()
+";
+
+#[test]
+fn code_that_a_jit_dump_tells_of_has_names() -> Result<()> {
+    let test = "code_that_a_jit_dump_tells_of_has_names";
+    if !can_profile(test) {
+        return Ok(());
+    }
+    let mut pythons = pythons::all(test).into_iter();
+    let Some(python) = pythons.find(|python| python.name == "pyenv 3.13") else {
+        skip(test, "pyenv has no 3.13");
+        return Ok(());
+    };
+    let _turn = turn();
+    let program = python.program().to_str().context("a path is text")?;
+    let arguments = [
+        "-n", "-r", "499", "--", program, "-X", "perf_jit", "-c", JIT,
+    ];
+    let recording = record(&arguments)?;
+    let told = |stack: &&Stack| {
+        let mut frames = stack.frames.iter();
+        frames.any(|frame| frame.name.starts_with("py::hot:"))
+    };
+    let named = samples(recording.stacks.iter().filter(told));
+    ensure!(named > 0, "{:?}\n{}", recording.stacks, recording.stderr);
+    Ok(())
 }

@@ -61,7 +61,7 @@ impl JitDump {
             return Err(Reason::NoSymbol);
         };
         let size = file.metadata().map(|file| file.len());
-        let read = size.and_then(|size| Ok(self.read(&mut BufReader::new(&file), size)?));
+        let read = size.and_then(|size| self.read(&mut BufReader::new(&file), size));
         self.file = Some(file);
         read.map_err(|error| Reason::unreadable(&error))?
     }

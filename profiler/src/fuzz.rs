@@ -10,7 +10,7 @@ use crate::bpf;
 use crate::cpython::fuzz::{Input, interpreter};
 use crate::cpython::{self, code};
 use crate::sample::{Record, decode};
-use crate::symbolize::native;
+use crate::symbolize::{kernel::kallsyms, native};
 use crate::target;
 use crate::unwind::{Rules, Table};
 
@@ -18,7 +18,7 @@ use crate::unwind::{Rules, Table};
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// All of them. `tests/data/fuzz` has a folder of inputs for each.
-pub const PARSERS: [Parser; 21] = [
+pub const PARSERS: [Parser; 22] = [
     ("accessors", cpython::fuzz::accessors),
     ("captured", captured),
     ("cgroup", target::fuzz::cgroup),
@@ -28,6 +28,7 @@ pub const PARSERS: [Parser; 21] = [
     ("dict", cpython::fuzz::dict),
     ("elf", cpython::fuzz::elf),
     ("jit_dump", native::fuzz::dumps_of_code),
+    ("kallsyms", kallsyms::fuzz),
     ("lines", cpython::fuzz::lines),
     ("mangled", native::fuzz::mangled),
     ("maps", cpython::fuzz::maps),

@@ -6,6 +6,7 @@
 //! every hash anew, and what was known is kept until what is on its way has been read.
 
 mod activations;
+pub mod kernel;
 pub mod native;
 mod natives;
 mod places;

@@ -1,0 +1,3 @@
+//! Names of functions of the kernel.
+
+pub mod kallsyms;

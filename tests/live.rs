@@ -10,6 +10,7 @@ mod live_events;
 mod live_forged;
 mod live_gone;
 mod live_hostile;
+mod live_kernel;
 mod live_kinds;
 mod live_matrix;
 mod live_namespaces;

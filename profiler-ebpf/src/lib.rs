@@ -17,8 +17,8 @@ mod unwind;
 pub use layout::{Chain, Gil, Layout, Target, TargetState, layout_flags};
 pub use outcome::{COUNTERS, Counter, OUTCOMES_MAX, Outcome};
 pub use record::{
-    CODE_PIECES, Code, Frame, KERNEL_ID, NO_INSTRUCTION, Piece, Process, ProcessEvent, RecordKind,
-    Sample, Stack,
+    CODE_PIECES, Code, Frame, KERNEL_FAILED, KERNEL_ID, NO_INSTRUCTION, Piece, Process,
+    ProcessEvent, RecordKind, Sample, Stack,
 };
 pub use unwind::{
     Cfa, MAPPING_STEPS, MAX_MAPPINGS, MAX_NATIVE, MAX_PROCESS_MAPPINGS, MAX_RULES, Mapping,
@@ -28,6 +28,11 @@ pub use unwind::{
 /// Most Python frames that one sample keeps; what is deeper is cut at the root end.
 /// A power of two: the walk masks its index with it, which is how the verifier knows the bound.
 pub const MAX_FRAMES: usize = 1024;
+
+/// Most frames of the kernel that one sample keeps: what its stack walker gives at most, unless
+/// `kernel.perf_event_max_stack` says other (`PERF_MAX_STACK_DEPTH`,
+/// include/uapi/linux/perf_event.h).
+pub const MAX_KERNEL: usize = 127;
 
 /// Most steps of one walk. Entry frames are steps but not kept frames, so this exceeds
 /// [`MAX_FRAMES`]; `bpf_loop` itself allows 2^23.
@@ -59,6 +64,8 @@ const _: () = {
     assert!(size_of::<Rule>() == 16);
     assert!(size_of::<Page>() == 6 * PAGE_ROWS as usize);
     assert!(MAX_FRAMES.is_power_of_two());
+    // A mask bounds how many are sent.
+    assert!((MAX_KERNEL + 1).is_power_of_two() && MAX_KERNEL < KERNEL_FAILED as usize);
     // A per-CPU map value is at most 32 KiB (PCPU_MIN_UNIT_SIZE of the kernel).
     assert!(size_of::<python::Walk>() <= 32 * 1024);
     assert!(size_of::<python::Capture>() <= 32 * 1024);

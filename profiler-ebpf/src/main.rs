@@ -8,6 +8,7 @@
 
 mod program {
     mod capture;
+    mod kernel;
     mod maps;
     mod namespace;
     mod native;

@@ -18,8 +18,8 @@ use core::hint::black_box;
 use bytemuck::Zeroable;
 
 use crate::{
-    Chain, Frame, Layout, MAX_FRAMES, MAX_NATIVE, NO_INSTRUCTION, Outcome, RecordKind, Sample,
-    Stack, Target, layout_flags,
+    Chain, Frame, KERNEL_FAILED, Layout, MAX_FRAMES, MAX_KERNEL, MAX_NATIVE, NO_INSTRUCTION,
+    Outcome, RecordKind, Sample, Stack, Target, layout_flags,
     native::{Entries, Native},
 };
 
@@ -94,10 +94,14 @@ pub struct Walk {
     pub entries: Entries,
     pub sample: Sample,
     /// The stack, whose frames are the first `stack.frames` of [`Walk::frames`], which follow it in
-    /// memory as they do in a record; right behind them are its native frames, two in the place of one.
+    /// memory as they do in a record; right behind them are its native frames and then the kernel's, two in the place
+    /// of one.
     pub stack: Stack,
-    pub frames: [Frame; MAX_FRAMES + MAX_NATIVE / 2],
+    pub frames: [Frame; WORDS / 2],
 }
+
+/// Of the frames, which is room for all three kinds.
+const WORDS: usize = 2 * MAX_FRAMES + MAX_NATIVE + MAX_KERNEL + 1;
 
 impl Walk {
     /// Finds the thread state of the thread whose thread control block is at `control_block`, and
@@ -122,6 +126,7 @@ impl Walk {
         self.stack.frames = 0;
         self.stack.native = 0;
         self.stack.native_end = 0;
+        self.stack.kernel = 0;
         self.entries.begin();
         self.sample.gil = 0;
         // What holds if the steps run out: a chain of entry frames alone may have no end.
@@ -265,13 +270,62 @@ impl Walk {
     /// Puts a native frame where it belongs in the record.
     #[inline(always)]
     pub fn keep_native(&mut self, index: u32, frame: u64) {
-        const WORDS: usize = 2 * MAX_FRAMES + MAX_NATIVE;
         let at = (2 * self.stack.frames + index) as usize;
-        let words = (&raw mut self.frames).cast::<[u64; WORDS]>();
-        // SAFETY: the frames are as many words long, plain numbers without padding, aligned to 8.
-        if let Some(word) = unsafe { &mut *words }.get_mut(at) {
+        if let Some(word) = self.words().get_mut(at) {
             *word = frame;
         }
+    }
+
+    #[inline(always)]
+    fn words(&mut self) -> &mut [u64; WORDS] {
+        let words = (&raw mut self.frames).cast::<[u64; WORDS]>();
+        // SAFETY: the frames are as many words long, plain numbers without padding, aligned to 8.
+        unsafe { &mut *words }
+    }
+
+    /// Where in the record the kernel's frames belong, behind the native ones.
+    #[inline(always)]
+    pub fn room_for_kernel(&mut self) -> Option<&mut [u64; MAX_KERNEL]> {
+        let at = self.kernel_at();
+        if at > WORDS - MAX_KERNEL {
+            return None;
+        }
+        // SAFETY: that leaves as many words as are asked for.
+        Some(unsafe { &mut *self.words().as_mut_ptr().add(at).cast() })
+    }
+
+    #[inline(always)]
+    fn kernel_at(&self) -> usize {
+        black_box(2 * self.stack.frames as usize + usize::from(self.stack.native))
+    }
+
+    /// The kernel has put so many bytes of frames there; none or less: it failed.
+    #[inline(always)]
+    pub fn take_kernel(&mut self, bytes: i64) {
+        let frames = bytes / size_of::<u64>() as i64;
+        self.stack.kernel = if frames > 0 && frames <= MAX_KERNEL as i64 {
+            frames as u8
+        } else {
+            KERNEL_FAILED
+        };
+    }
+
+    /// After that: the kernel's frames are a part of what names the stack.
+    #[inline(always)]
+    pub fn mix_kernel(&mut self) {
+        let kernel = usize::from(self.stack.kernel);
+        let mut places = mix(self.places, kernel as u64);
+        if kernel != usize::from(KERNEL_FAILED)
+            && let Some(frames) = self.room_for_kernel()
+        {
+            for (index, &frame) in frames.iter().enumerate() {
+                if index >= kernel {
+                    break;
+                }
+                places = mix(places, frame);
+            }
+        }
+        self.places = places;
     }
 
     /// After the last step over native frames.

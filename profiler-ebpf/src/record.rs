@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 #[cfg(doc)]
-use crate::{NativeEnd, Outcome, Target, native, python};
+use crate::{MAX_KERNEL, NativeEnd, Outcome, Target, native, python};
 
 /// What a ring-buffer record is; its first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,8 @@ pub struct Stack {
     pub kind: u32,
     /// [`Target::id`].
     pub target: u32,
-    /// Of the target, the daemon's epoch, and each frame's code object, identity and instruction, and the native frames;
+    /// Of the target, the daemon's epoch, and each frame's code object, identity and instruction, and
+    /// the native and the kernel's frames;
     /// never 0. Means nothing without the target: another one's stack may have the same.
     pub hash: u64,
     /// How many [`Frame`]s follow.
@@ -70,8 +71,13 @@ pub struct Stack {
     pub native: u16,
     /// How the walk over these ended: a [`NativeEnd`].
     pub native_end: u8,
-    pub padding: u8,
+    /// How many frames of the kernel follow those, as its own stack walker gives them, newest first: at
+    /// most [`MAX_KERNEL`], none for a thread in user space; [`KERNEL_FAILED`]: it gave none.
+    pub kernel: u8,
 }
+
+/// [`Stack::kernel`] where the kernel's stack walker failed; no frames follow.
+pub const KERNEL_FAILED: u8 = 0xff;
 
 /// One Python frame of a stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]

@@ -134,6 +134,10 @@ pub struct RecordArgs {
           default_missing_value = "folded")]
     native: Option<Native>,
 
+    /// Show what the kernel does for Python: its frames above those that have called it
+    #[arg(short, long)]
+    kernel: bool,
+
     /// Count only samples that hold the GIL
     #[arg(short, long)]
     gil: bool,
@@ -236,6 +240,8 @@ pub struct Record {
     pub gil_only: bool,
     /// Which native frames are shown; none unless it is said.
     pub native: Option<Native>,
+    /// Whether the kernel's frames are shown.
+    pub kernel: bool,
     /// `None`: as text alone.
     pub stats: Option<Stats>,
     /// Bytes of the ring buffer; `None`: as many as rate and CPUs need.
@@ -308,6 +314,7 @@ impl RecordArgs {
             },
             gil_only: self.gil,
             native: self.native,
+            kernel: self.kernel,
             stats: self.stats,
             buffer: self.buffer,
             bpf_log: self.bpf_log,

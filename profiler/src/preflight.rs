@@ -16,7 +16,10 @@ const KERNEL_MIN: (u32, u32) = (5, 10);
 /// Upper bound of sampling rates that the administrator allows.
 const MAX_RATE: &str = "/proc/sys/kernel/perf_event_max_sample_rate";
 
-pub use rights::{CAP_CHECKPOINT_RESTORE, CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, Capability};
+pub use rights::{
+    CAP_CHECKPOINT_RESTORE, CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, CAP_SYSLOG, Capability,
+    hidden_kernel_names,
+};
 
 /// What the checks look at.
 #[derive(Clone, Debug)]

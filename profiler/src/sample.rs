@@ -4,8 +4,8 @@ mod captured;
 
 use bytemuck::AnyBitPattern;
 use profiler_ebpf::{
-    Code, Frame, MAX_FRAMES, MAX_NATIVE, NativeEnd, Outcome, Process, ProcessEvent, RecordKind,
-    Sample, Stack,
+    Code, Frame, KERNEL_FAILED, MAX_FRAMES, MAX_KERNEL, MAX_NATIVE, NativeEnd, Outcome, Process,
+    ProcessEvent, RecordKind, Sample, Stack,
 };
 
 pub use captured::Captured;
@@ -34,6 +34,9 @@ pub struct Frames {
     /// As [`profiler_ebpf::native::frame`] makes them.
     pub native: Box<[u64]>,
     pub native_end: NativeEnd,
+    /// Addresses of the kernel's code; none where the thread was in user space. `None`: its stack
+    /// walker failed.
+    pub kernel: Option<Box<[u64]>>,
 }
 
 /// Frames of Python alone.
@@ -43,6 +46,7 @@ impl From<&[Frame]> for Frames {
             python: python.into(),
             native: Box::default(),
             native_end: NativeEnd::NotAsked,
+            kernel: Some(Box::default()),
         }
     }
 }
@@ -50,7 +54,8 @@ impl From<&[Frame]> for Frames {
 impl Frames {
     /// How many bytes they take.
     pub fn bytes(&self) -> usize {
-        size_of_val(&*self.python) + size_of_val(&*self.native)
+        let kernel = self.kernel.as_deref().unwrap_or_default();
+        size_of_val(&*self.python) + size_of_val(&*self.native) + size_of_val(kernel)
     }
 }
 
@@ -68,20 +73,25 @@ pub fn decode(bytes: &[u8]) -> Option<Record> {
         let (stack, rest) = split::<Stack>(bytes)?;
         let count = usize::try_from(stack.frames).ok()?;
         let native = usize::from(stack.native);
-        if count > MAX_FRAMES || native > MAX_NATIVE {
+        let kernel = match stack.kernel {
+            KERNEL_FAILED => None,
+            frames => Some(usize::from(frames)),
+        };
+        if count > MAX_FRAMES || native > MAX_NATIVE || kernel > Some(MAX_KERNEL) {
             return None;
         }
         let (python, rest) = rest.split_at_checked(count * size_of::<Frame>())?;
-        let native = rest.get(..native * size_of::<u64>())?;
+        let (native, rest) = words(rest, native)?;
+        let (in_kernel, _) = words(rest, kernel.unwrap_or(0))?;
         let python = python.chunks_exact(size_of::<Frame>());
-        let native = native.chunks_exact(size_of::<u64>());
         Some(Record::Stack {
             target: stack.target,
             hash: stack.hash,
             frames: Frames {
                 python: python.map(bytemuck::pod_read_unaligned).collect(),
-                native: native.map(bytemuck::pod_read_unaligned).collect(),
+                native,
                 native_end: NativeEnd::from_number(stack.native_end)?,
+                kernel: kernel.map(|_| in_kernel),
             },
         })
     } else if kind == RecordKind::Code as u32 {
@@ -102,6 +112,13 @@ pub fn decode(bytes: &[u8]) -> Option<Record> {
 fn split<T: AnyBitPattern>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let (head, rest) = bytes.split_at_checked(size_of::<T>())?;
     Some((bytemuck::pod_read_unaligned(head), rest))
+}
+
+/// So many words from the beginning of `bytes`, and what follows them.
+fn words(bytes: &[u8], count: usize) -> Option<(Box<[u64]>, &[u8])> {
+    let (words, rest) = bytes.split_at_checked(count * size_of::<u64>())?;
+    let words = words.chunks_exact(size_of::<u64>());
+    Some((words.map(bytemuck::pod_read_unaligned).collect(), rest))
 }
 
 /// Whether a record is a sample, whatever else is in it.
@@ -207,6 +224,30 @@ mod tests {
             bytes[native..native + 2].copy_from_slice(&count.to_ne_bytes());
             bytes[std::mem::offset_of!(Stack, native_end)] = end;
             assert!(decode(&bytes).is_none(), "{count} frames, end {end}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_s_frames_come_last() {
+        // Its second frame's place is taken by a native frame and one of the kernel.
+        let mut bytes = stack(1);
+        let native = std::mem::offset_of!(Stack, native);
+        bytes[native..native + 2].copy_from_slice(&1_u16.to_ne_bytes());
+        let kernel = std::mem::offset_of!(Stack, kernel);
+        let mut with = |frames: u8| {
+            bytes[kernel] = frames;
+            match decode(&bytes) {
+                Some(Record::Stack { frames, .. }) => Some(frames),
+                _ => None,
+            }
+        };
+        let frames = with(1).unwrap();
+        assert_eq!((frames.python.len(), &*frames.native), (1, &[0x1000][..]));
+        assert_eq!(frames.kernel.as_deref(), Some(&[0x7_ffff_ffff][..]));
+        assert_eq!(with(0).unwrap().kernel.as_deref(), Some(&[][..]));
+        assert_eq!(with(KERNEL_FAILED).unwrap().kernel, None);
+        for absurd in [2, MAX_KERNEL as u8, MAX_KERNEL as u8 + 1, 0xfe] {
+            assert!(with(absurd).is_none(), "{absurd} frames");
         }
     }
 

@@ -13,7 +13,7 @@ use profiler_ebpf::{Counter, Outcome};
 use crate::{
     bpf::Counts,
     profile::{Profile, plural},
-    symbolize::Symbols,
+    symbolize::{Symbols, kernel::Kernel},
 };
 
 pub use balance::Discrepancy;
@@ -255,6 +255,11 @@ impl Tally {
         }
         for (count, what) in self.native_losses(symbols) {
             line(format_args!("  {count:>7} {what}"));
+        }
+        for (why, stacks) in symbols.kernel.iter().flat_map(Kernel::missing) {
+            line(format_args!(
+                "  {stacks:>7} stacks without some of the kernel's frames: {why}"
+            ));
         }
         for found in self.discrepancies(symbols, counts, total.samples) {
             line(format_args!(

@@ -123,6 +123,10 @@ pub(crate) static FOLLOW_CHILDREN: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static NATIVE: Global<u32> = Global::new(0);
 
+/// 1: the kernel's frames are taken, too.
+#[unsafe(no_mangle)]
+pub(crate) static KERNEL: Global<u32> = Global::new(0);
+
 #[inline(always)]
 pub(crate) fn count(slot: u32) {
     add(slot, 1);

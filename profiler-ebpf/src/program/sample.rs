@@ -13,11 +13,14 @@ use profiler_ebpf::{
     python::{Capture, Walk},
 };
 
-use super::{capture::capture, maps::*, native::walk_native, processes::wait, send::send, task::*};
+use super::{
+    capture::capture, kernel::walk_kernel, maps::*, native::walk_native, processes::wait,
+    send::send, task::*,
+};
 
 /// Runs when the clock fires.
 #[perf_event]
-fn sample(_ctx: PerfEventContext) -> u32 {
+fn sample(ctx: PerfEventContext) -> u32 {
     let Some(target) = caught() else {
         return 0;
     };
@@ -43,7 +46,7 @@ fn sample(_ctx: PerfEventContext) -> u32 {
     if NATIVE.load() != 0 {
         walk_native(walk, target);
     }
-    finish(walk, layout, target, capture);
+    finish(&ctx, walk, layout, target, capture);
     0
 }
 
@@ -93,11 +96,15 @@ pub(crate) fn begin(walk: &mut Walk, layout: &Layout, target: &Target) -> bool {
 /// [`send`]'s `capture`.
 #[inline(always)]
 pub(crate) fn finish(
+    ctx: &PerfEventContext,
     walk: &mut Walk,
     layout: &Layout,
     target: &Target,
     capture: impl FnOnce(&Walk, &Layout, u64) -> Option<&'static Capture>,
 ) {
+    if KERNEL.load() != 0 {
+        walk_kernel(ctx, walk);
+    }
     if walk.unproven != 0 {
         add(Counter::FrameUnproven as u32, u64::from(walk.unproven));
     }

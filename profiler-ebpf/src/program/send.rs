@@ -6,7 +6,8 @@ use core::ptr;
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use profiler_ebpf::{
-    Counter, Frame, Layout, MAX_FRAMES, MAX_NATIVE, OUTCOMES_MAX, Sample, Stack,
+    Counter, Frame, KERNEL_FAILED, Layout, MAX_FRAMES, MAX_KERNEL, MAX_NATIVE, OUTCOMES_MAX,
+    Sample, Stack,
     python::{Capture, Walk},
 };
 
@@ -83,9 +84,14 @@ fn send_stack(walk: &Walk) -> bool {
     } else {
         native
     };
-    let length = size_of::<Stack>() + frames * size_of::<Frame>() + native * size_of::<u64>();
+    let kernel = match walk.stack.kernel {
+        KERNEL_FAILED => 0,
+        frames => frames as usize & MAX_KERNEL,
+    };
+    let words = native + kernel;
+    let length = size_of::<Stack>() + frames * size_of::<Frame>() + words * size_of::<u64>();
     // SAFETY: the frames follow the stack in `Walk`, which is `#[repr(C)]`, and have room for native
-    // ones behind them.
+    // ones and the kernel's behind them.
     let bytes =
         unsafe { core::slice::from_raw_parts((&raw const walk.stack).cast::<u8>(), length) };
     RECORDS

@@ -48,7 +48,7 @@ fn sample_stepwise(ctx: PerfEventContext) -> u32 {
         go_on(&ctx);
     }
     // There are no frames, so nothing is to be copied.
-    finish(walk, layout, target, |_, _, _| None);
+    finish(&ctx, walk, layout, target, |_, _, _| None);
     0
 }
 
@@ -75,7 +75,7 @@ fn walk_on(ctx: PerfEventContext) -> u32 {
         }
     }
     if let Some((walk, layout)) = scratch(target) {
-        finish(walk, layout, target, |_, _, epoch| copy(epoch));
+        finish(&ctx, walk, layout, target, |_, _, epoch| copy(epoch));
     }
     0
 }

@@ -66,6 +66,8 @@ pub struct Settings {
     pub steps: Steps,
     /// Whether native frames are walked, too.
     pub native: bool,
+    /// Whether the kernel's frames are taken, too.
+    pub kernel: bool,
 }
 
 /// The loaded programs and their maps. Dropping it detaches everything.
@@ -136,6 +138,7 @@ impl Kernel {
             }
         }
         let native = u32::from(settings.native);
+        let kernel = u32::from(settings.kernel);
         let mut ebpf = loader
             .override_global("TASK_FSBASE", &fsbase, true)
             .override_global("TASK_TGID", &tgid, true)
@@ -146,6 +149,7 @@ impl Kernel {
             .override_global("ALL_PROCESSES", &all, true)
             .override_global("FOLLOW_CHILDREN", &follow, true)
             .override_global("NATIVE", &native, true)
+            .override_global("KERNEL", &kernel, true)
             .override_global(log::LEVEL, &log_level, true)
             .map_max_entries("RECORDS", ring)
             .map_max_entries("PERIODS", cpus)

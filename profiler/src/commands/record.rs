@@ -19,6 +19,7 @@ use crate::{
     recorder::Recorder,
     session::{End, Session, Watched},
     signals::{Asked, Signals},
+    symbolize::kernel::{Kernel as KernelNames, kallsyms::Fault},
     talk::say,
     target::{
         Groups,
@@ -62,6 +63,7 @@ async fn record(
         ring: config.buffer,
         steps: config.steps,
         native: config.native.is_some(),
+        kernel: config.kernel,
     })?;
     let arguments: Vec<String> = std::env::args_os()
         .map(|argument| argument.to_string_lossy().into_owned())
@@ -76,6 +78,9 @@ async fn record(
     let mut recorder = Recorder::new(profile, config.gil_only);
     if config.native == Some(Native::All) {
         recorder.symbols.unfold();
+    }
+    if config.kernel {
+        show_kernel(&mut recorder)?;
     }
     let mut session = Session::new(kernel, recorder);
     let mut child = select(&mut session, &config, &destination)?;
@@ -124,6 +129,24 @@ async fn record(
     Ok(status.map_or(ExitCode::SUCCESS, |status| {
         ExitCode::from(command::exit_code(status))
     }))
+}
+
+/// Reads the names of the kernel's functions, or says what keeps pyebpf from it.
+fn show_kernel(recorder: &mut Recorder) -> Result<()> {
+    let names = KernelNames::read();
+    match names.fault() {
+        None => {}
+        Some(Fault::Hidden) => {
+            let missing = preflight::hidden_kernel_names(&preflight::Facts::gather()?);
+            recorder.tally.notice(missing.to_string());
+        }
+        Some(fault) => {
+            let notice = format!("the kernel's frames have no names: {fault}");
+            recorder.tally.notice(notice);
+        }
+    }
+    recorder.symbols.kernel = Some(names);
+    Ok(())
 }
 
 /// Makes what the user selected known to the kernel, and starts the command if there is one.

@@ -123,6 +123,7 @@ fn run() -> anyhow::Result<(u64, Duration, &'static str)> {
         ring: None,
         steps: Steps::Best,
         native: false,
+        kernel: false,
     })?;
     let steps = match kernel.steps() {
         Steps::Calls => "tail calls (there is no bpf_loop)",

@@ -12,6 +12,7 @@ pub type Capability = (u32, &'static str);
 pub const CAP_DAC_READ_SEARCH: Capability = (2, "CAP_DAC_READ_SEARCH");
 pub const CAP_SYS_PTRACE: Capability = (19, "CAP_SYS_PTRACE");
 const CAP_SYS_ADMIN: Capability = (21, "CAP_SYS_ADMIN");
+pub const CAP_SYSLOG: Capability = (34, "CAP_SYSLOG");
 const CAP_PERFMON: Capability = (38, "CAP_PERFMON");
 const CAP_BPF: Capability = (39, "CAP_BPF");
 pub const CAP_CHECKPOINT_RESTORE: Capability = (40, "CAP_CHECKPOINT_RESTORE");
@@ -20,6 +21,9 @@ const NEEDED: [Capability; 3] = [CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE];
 /// What CAP_SYS_ADMIN includes: `perfmon_capable`, `bpf_capable` and `checkpoint_restore_ns_capable`,
 /// include/linux/capability.h.
 const WITHIN_SYS_ADMIN: [Capability; 3] = [CAP_BPF, CAP_PERFMON, CAP_CHECKPOINT_RESTORE];
+
+/// Who sees addresses of the kernel: Documentation/admin-guide/sysctl/kernel.rst.
+const KPTR_RESTRICT: &str = "/proc/sys/kernel/kptr_restrict";
 
 /// The inode of the initial user namespace: `PROC_USER_INIT_INO`, include/linux/proc_ns.h.
 const INITIAL_USER: &str = "user:[4026531837]";
@@ -91,6 +95,28 @@ impl Facts {
     }
 }
 
+/// Why `/proc/kallsyms` has no addresses for us, and what mends it: `kallsyms_show_value`,
+/// kernel/ksyms_common.c.
+pub fn hidden_kernel_names(facts: &Facts) -> Missing {
+    let setting = fs::read_to_string(KPTR_RESTRICT).unwrap_or_default();
+    hidden_by(setting.trim(), facts)
+}
+
+fn hidden_by(setting: &str, facts: &Facts) -> Missing {
+    const HIDDEN: &str = "the kernel's frames have no names: it hides where its functions are";
+    if setting.parse().is_ok_and(|setting: u32| setting >= 2) {
+        return Missing {
+            seen: format!("{HIDDEN}, as kernel.kptr_restrict is {setting}"),
+            mend: "`sudo sysctl kernel.kptr_restrict=1` shows them to those with CAP_SYSLOG"
+                .to_owned(),
+        };
+    }
+    Missing {
+        seen: format!("{HIDDEN} from those without CAP_SYSLOG"),
+        mend: facts.way_to(&[CAP_SYSLOG]),
+    }
+}
+
 fn has(capabilities: u64, one: Capability) -> bool {
     let bit = |(number, _): Capability| capabilities >> number & 1 != 0;
     bit(one) || WITHIN_SYS_ADMIN.contains(&one) && bit(CAP_SYS_ADMIN)
@@ -140,6 +166,23 @@ mod tests {
             assert!(text.contains(flags), "{text}");
             assert!(!text.contains("`sudo"), "{text}");
         }
+    }
+
+    #[test]
+    fn hidden_kernel_names_are_said_with_what_shows_them() {
+        let text = hidden_by("2", &good()).to_string();
+        assert!(text.contains("kptr_restrict is 2"), "{text}");
+        assert!(text.contains("`sudo sysctl kernel.kptr_restrict=1`"));
+        let mut facts = good();
+        (facts.user, facts.capabilities) = (1000, 1 << 39 | 1 << 38 | 1 << 19);
+        let text = hidden_by("1", &facts).to_string();
+        assert!(
+            text.contains("without CAP_SYSLOG: run `sudo pyebpf"),
+            "{text}"
+        );
+        facts.bounding = DOCKER;
+        let text = hidden_by("", &facts).to_string();
+        assert!(text.contains("--cap-add SYSLOG"), "{text}");
     }
 
     #[test]

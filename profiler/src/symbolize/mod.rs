@@ -32,6 +32,7 @@ use crate::{
     unwind::Modules,
 };
 
+use kernel::Kernel;
 use natives::Natives;
 use places::Places;
 use python::{Process, Shown};
@@ -66,6 +67,8 @@ pub struct Symbols {
     unfolded: bool,
     /// How many of them do not say how native frames and Python's lie.
     unordered: u64,
+    /// Where the kernel's frames are shown.
+    pub kernel: Option<Kernel>,
     /// Working memory: the stack that is being named.
     frames: Vec<Frame>,
     native: Vec<u64>,
@@ -108,6 +111,7 @@ impl Default for Symbols {
             native_frames: 0,
             unfolded: false,
             unordered: 0,
+            kernel: None,
             frames: Vec::new(),
             native: Vec::new(),
         }
@@ -172,6 +176,7 @@ impl Symbols {
         native.clear();
         native.extend_from_slice(&frames.native);
         let native_end = frames.native_end;
+        let in_kernel = frames.kernel.clone();
         // What is not shown keeps its place until native frames have theirs.
         let mut python = Vec::with_capacity(stack.len());
         for frame in &stack {
@@ -203,6 +208,9 @@ impl Symbols {
         self.native = native;
         self.native_ends[native_end as usize] += 1;
         self.native_frames += placed.len() as u64;
+        if let Some(kernel) = &mut self.kernel {
+            kernel.name(profile, in_kernel.as_deref(), named);
+        }
         let mut order: Vec<_> = placed.iter().map(|(_, native)| *native).collect();
         let told = activations::count(python.len(), &mut order, native_end);
         if self.unfolded && told {

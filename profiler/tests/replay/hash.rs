@@ -2,6 +2,7 @@
 //! with nothing else.
 
 use profiler_ebpf::python::Walk;
+use profiler_ebpf::{KERNEL_FAILED, MAX_KERNEL};
 
 use super::BUILDS;
 use super::recording::{Recording, empty_walk, walk, walk_again};
@@ -91,6 +92,45 @@ fn each_instruction_and_each_function_changes_it() {
         let after = hashes(&shorter);
         assert_ne!(after.0, stack, "{build}: a frame");
         assert_ne!(after.1, functions, "{build}: a frame");
+    }
+}
+
+#[test]
+fn each_frame_of_the_kernel_changes_it() {
+    let recording = Recording::load(BUILDS[0]);
+    let (alone, functions) = hashes(&recording);
+    let with = |frames: &[u64], bytes: i64| {
+        let mut walk = recording.walk_main();
+        let room = walk.room_for_kernel().expect("there is room behind them");
+        room[..frames.len()].copy_from_slice(frames);
+        walk.take_kernel(bytes);
+        walk.mix_kernel();
+        assert_eq!(walk.name(EPOCH, TARGET), functions);
+        (walk.stack.hash, walk.stack.kernel)
+    };
+    let deep = vec![7; MAX_KERNEL];
+    let mut deeper = deep.clone();
+    deeper[MAX_KERNEL - 1] = 8;
+    let stacks = [
+        with(&[], -14),
+        with(&[1], 8),
+        with(&[2], 8),
+        with(&[1, 2], 16),
+        with(&[2, 1], 16),
+        with(&deep, 8 * MAX_KERNEL as i64),
+        with(&deeper, 8 * MAX_KERNEL as i64),
+    ];
+    let counts = stacks.map(|(_, frames)| frames);
+    assert_eq!(counts, [KERNEL_FAILED, 1, 1, 2, 2, 127, 127]);
+    let mut met = stacks.map(|(hash, _)| hash).to_vec();
+    met.push(alone);
+    met.sort_unstable();
+    met.dedup();
+    assert_eq!(met.len(), stacks.len() + 1);
+    // What lies behind them is none of it; none at all and more than there is room for are faults.
+    assert_eq!(with(&[1, 2], 8), with(&[1, 3], 8));
+    for absurd in [0, 7, 8 * (MAX_KERNEL as i64 + 1), i64::MAX, i64::MIN] {
+        assert_eq!(with(&[1], absurd).1, KERNEL_FAILED, "{absurd}");
     }
 }
 

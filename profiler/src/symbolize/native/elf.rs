@@ -222,7 +222,7 @@ impl<'d, R: ReadRef<'d>> Elf<'d, R> {
 }
 
 /// The build id in a run of notes: sizes of name and content, a type, and both, at multiples of 4.
-fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
+pub(in crate::symbolize) fn build_id(mut notes: &[u8]) -> Option<&[u8]> {
     loop {
         let (header, rest) = notes.split_first_chunk::<12>()?;
         let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| header[at + byte]));

@@ -10,7 +10,7 @@
 pub mod background;
 mod debug_file;
 mod demangle;
-mod elf;
+pub(super) mod elf;
 mod functions;
 pub(crate) mod fuzz;
 mod in_root;

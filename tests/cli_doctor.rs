@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{fails, folder, gone, run};
 
 /// Every fact about a machine; their names stay.
-const FACTS: [&str; 19] = [
+const FACTS: [&str; 20] = [
     "bpf_helpers",
     "bpf_jit",
     "bpf_maps",
@@ -19,6 +19,7 @@ const FACTS: [&str; 19] = [
     "btf",
     "container",
     "kernel",
+    "kernel_names",
     "kernel_program",
     "lockdown",
     "locked_memory",

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{Finding, Section, program, surroundings};
 use crate::bpf::namespace;
 use crate::preflight::{self, Checked, Facts};
+use crate::symbolize::kernel::kallsyms::{Fault, Kallsyms};
 
 /// The rate of a recording where none is asked for.
 const USUAL_RATE: u32 = 99;
@@ -27,6 +28,7 @@ pub fn look() -> anyhow::Result<Section> {
         .map(|(key, check)| preflight_finding(key, check, &facts))
         .collect();
     findings.push(other_users(&facts));
+    findings.push(kernel_names(Kallsyms::read(), &facts));
     let scope = fs::read_to_string(PTRACE_SCOPE).ok();
     findings.push(ptrace_scope(scope.as_deref()));
     findings.push(lockdown());
@@ -116,6 +118,19 @@ fn other_users(facts: &Facts) -> Finding {
         ),
         facts.way_to(&lacks),
     )
+}
+
+/// Whether `record --kernel` can name functions of the kernel.
+fn kernel_names(functions: Result<Kallsyms, Fault>, facts: &Facts) -> Finding {
+    const KEY: &str = "kernel_names";
+    match functions {
+        Ok(_) => Finding::ok(KEY, "`record --kernel` has them"),
+        Err(Fault::Hidden) => {
+            let missing = preflight::hidden_kernel_names(facts);
+            Finding::warn(KEY, missing.seen, missing.mend)
+        }
+        Err(fault) => Finding::unknown(KEY, fault.to_string()),
+    }
 }
 
 /// Whether Yama lets a process with CAP_SYS_PTRACE read others' memory.
@@ -265,5 +280,10 @@ mod tests {
             );
         }
         assert_eq!(other_users(&facts).verdict, Verdict::Warn);
+        let hidden = kernel_names(Err(Fault::Hidden), &facts);
+        assert_eq!(
+            (hidden.verdict, hidden.mend.is_some()),
+            (Verdict::Warn, true)
+        );
     }
 }

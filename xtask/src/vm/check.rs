@@ -1,6 +1,6 @@
 //! What is done in a guest, and what came of it: on each Python a recording of the known stack and
-//! one of recursions of 900 and of 3000 frames, the first also timed by the kernel; and one of native
-//! frames.
+//! one of recursions of 900 and of 3000 frames, the first also timed by the kernel; one of native
+//! frames; and on one of them one of the kernel's.
 
 use std::env;
 use std::fmt::Write as _;
@@ -152,6 +152,15 @@ watch() {{
              start {number}.more {python} {native}\n\
              watch {number}.native {SECONDS} '--steps {steps} --native' $(cat {number}.sorts.pid) $(cat {number}.more.pid)\n"
         )?;
+        if tries_kernel(cases, number) {
+            let kernel = of(&workloads.join("kernel.py"))?;
+            write!(
+                text,
+                "start {number}.zeros {python} {kernel}\n\
+                 start {number}.again {python} {kernel}\n\
+                 watch {number}.kernel {SECONDS} '--steps {steps} --kernel' $(cat {number}.zeros.pid) $(cat {number}.again.pid)\n"
+            )?;
+        }
     }
     Ok(text)
 }
@@ -166,6 +175,11 @@ pub(super) fn cases(pythons: &[Python], has_loop: bool) -> Vec<Case<'_>> {
     let calls = pythons.iter().take(usize::from(has_loop));
     let calls = calls.map(|python| (python, "calls"));
     best.chain(calls).collect()
+}
+
+/// Whether the kernel's frames are asked for in this case: of one Python, with each way to step.
+fn tries_kernel(cases: &[Case<'_>], number: usize) -> bool {
+    cases[number].0.program == cases[0].0.program
 }
 
 fn of(path: &Path) -> Result<String> {
@@ -197,7 +211,12 @@ pub(super) fn rows(kernel: &str, ended: &Ended, cases: &[Case<'_>]) -> Vec<Row> 
                 time: (runs.count > 0).then(|| runs.time as f64 / runs.count as f64),
                 failure: None,
             };
-            if let Err(error) = judge(&mut row, ended, number) {
+            let judged =
+                judge(&mut row, ended, number).and_then(|()| match tries_kernel(cases, number) {
+                    true => judge_kernel(ended, number),
+                    false => Ok(()),
+                });
+            if let Err(error) = judged {
                 row.failure = Some(format!("{error:#}"));
             }
             row
@@ -240,6 +259,24 @@ fn judge(row: &mut Row, ended: &Ended, number: usize) -> Result<()> {
         "only {share:.1} % of the samples have all native frames"
     );
     Ok(())
+}
+
+/// The kernel's frames of a thread that reads /dev/zero.
+fn judge_kernel(ended: &Ended, number: usize) -> Result<()> {
+    let folded = recorded(ended, number, "kernel")?;
+    let mut reading = 0;
+    for line in folded.lines() {
+        let (stack, count) = line.rsplit_once(' ').context("a line without a count")?;
+        let frames: Vec<&str> = stack.split(';').collect();
+        let at = |name: &str| frames.iter().position(|frame| *frame == name);
+        let called = at("do_syscall_64 ([kernel])");
+        // The latter up to 5.13: drivers/char/mem.c.
+        let read = at("read_zero ([kernel])").or_else(|| at("read_iter_zero ([kernel])"));
+        if called.is_some() && called < read {
+            reading += count.parse::<u64>()?;
+        }
+    }
+    enough(reading, "of the kernel's reading of /dev/zero")
 }
 
 fn enough(samples: u64, what: &str) -> Result<()> {

@@ -242,13 +242,21 @@ impl Native {
             // A caller's: nobody has followed it.
             0
         };
+        let indexed = rule.cfa == Cfa::Indexed as u8;
+        let base = match indexed {
+            true => base.wrapping_mul(8).wrapping_add(self.sp),
+            false => base,
+        };
         let at = base.wrapping_add(i64::from(rule.offset) as u64);
+        if indexed && !newest {
+            return Err(NativeEnd::Unsupported);
+        }
         if rule.cfa == Cfa::Register as u8 {
             if base == 0 {
                 return Err(NativeEnd::Unsupported);
             }
             Ok(at)
-        } else if rule.cfa == Cfa::Memory as u8 {
+        } else if rule.cfa == Cfa::Memory as u8 || indexed {
             let word = self.word(memory, at).ok_or(NativeEnd::UnreadableStack)?;
             Ok(word.wrapping_add(i64::from(rule.add) as u64))
         } else if rule.cfa == Cfa::Plt as u8 {

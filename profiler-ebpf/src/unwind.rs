@@ -71,7 +71,7 @@ pub struct Rule {
     pub padding: u8,
     /// Bytes from that register.
     pub offset: i32,
-    /// [`Cfa::Memory`]: bytes from what lies there. [`Cfa::Plt`]: from which byte of an entry on the
+    /// [`Cfa::Memory`], [`Cfa::Indexed`]: bytes from what lies there. [`Cfa::Plt`]: from which byte of an entry on the
     /// caller's address is below another word.
     pub add: i32,
     /// [`Rbp::Saved`]: bytes from the CFA.
@@ -97,6 +97,8 @@ pub enum Cfa {
     End = 5,
     /// There is unwind information, of a kind that is not handled.
     Unsupported = 6,
+    /// `*(rsp + 8 * register + offset) + add`, of the newest frame alone.
+    Indexed = 7,
 }
 
 /// Where the caller's frame pointer is. Append-only.

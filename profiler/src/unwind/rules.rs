@@ -161,7 +161,9 @@ fn expressed<'a, S: UnwindSection<Bytes<'a>>>(
         }
         seen.push(operation);
     }
-    use Operation::{And, Deref, Ge, Plus, PlusConstant, RegisterOffset, Shl, UnsignedConstant};
+    use Operation::{
+        And, Deref, Ge, Mul, Plus, PlusConstant, RegisterOffset, Shl, UnsignedConstant,
+    };
     match seen[..] {
         [
             RegisterOffset {
@@ -176,6 +178,28 @@ fn expressed<'a, S: UnwindSection<Bytes<'a>>>(
             Deref { space: false, .. },
             PlusConstant { value },
         ] => in_memory(register, offset, value),
+        // OpenSSL's multiplication, which keeps the old stack pointer behind a number of words that it
+        // has on the stack (crypto/bn/asm/x86_64-mont.pl).
+        [
+            RegisterOffset {
+                register: X86_64::RSP,
+                offset,
+                ..
+            },
+            RegisterOffset {
+                register,
+                offset: 0,
+                ..
+            },
+            UnsignedConstant { value: 8 },
+            Mul,
+            Plus,
+            Deref { space: false, .. },
+            PlusConstant { value },
+        ] => Some(Rule {
+            cfa: Cfa::Indexed as u8,
+            ..in_memory(register, offset, value)?
+        }),
         // The linkers' own: binutils bfd/elfxx-x86.c, lld ELF/Arch/X86_64.cpp.
         [
             RegisterOffset {

@@ -182,6 +182,24 @@ fn addresses_kept_in_memory_and_linkage_tables_are_followed() {
 }
 
 #[test]
+fn addresses_kept_behind_a_number_of_words_are_followed_from_the_newest_frame() {
+    let indexed = Rule {
+        cfa: Cfa::Indexed as u8,
+        register: 9,
+        offset: 8,
+        add: 16,
+        ..Rule::default()
+    };
+    let files = program(&[indexed, indexed, special(Cfa::End)]);
+    let memory = words(&[(8 + 8 * 5, STACK + 0x100), (0x108, code(1, 5))]);
+    let registers = [(RSP, STACK), (9, 5)];
+    let (frames, end) = walk(&memory, &files, &entries(true, &[]), code(0, 0), &registers);
+    let addresses: Vec<u64> = frames.into_iter().map(address).collect();
+    assert_eq!(addresses, [code(0, 0), code(1, 5)]);
+    assert_eq!(end, NativeEnd::Unsupported);
+}
+
+#[test]
 fn every_way_to_end_is_told() {
     let one =
         |rule: Rule, memory: &Words, end| check(memory, &program(&[rule]), &[code(0, 0)], end);

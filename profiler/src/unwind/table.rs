@@ -4,14 +4,15 @@
 use std::fs::File;
 
 use gimli::{
-    BaseAddresses, CieOrFde, EhFrame, EndianSlice, LittleEndian, UnwindContext, UnwindSection as _,
+    BaseAddresses, CieOrFde, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, UnwindContext,
+    UnwindSection as _,
 };
 use object::{
     Object as _, ObjectSection as _, ReadCache, ReadRef,
-    elf::{PF_X, PT_LOAD},
-    read::elf::{ElfFile64, ProgramHeader as _},
+    elf::{PF_X, PT_GNU_EH_FRAME, PT_LOAD},
+    read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _},
 };
-use profiler_ebpf::Rule;
+use profiler_ebpf::{Cfa, Rule};
 use thiserror::Error;
 
 use super::rules::{Rules, rule};
@@ -20,6 +21,11 @@ use super::rules::{Rules, rule};
 const BYTES_MAX: u64 = 512 << 20;
 /// Most rows of one file, which as many bytes could make.
 const ROWS_MAX: usize = 1 << 23;
+/// What compilers and linkers align functions to, at least, where they do.
+const ALIGNMENT: u32 = 16;
+/// What a program begins with, where the file says nothing of it, is no longer than this: it calls what
+/// is written in C, as `_start` of glibc's dynamic linker does (sysdeps/x86_64/dl-machine.h).
+const FIRST_BYTES: u64 = 64;
 
 /// From here on, until the next row, this rule holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +74,7 @@ impl Table {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn parse<'data>(data: impl ReadRef<'data>, rules: &mut Rules) -> Result<Table, Refusal> {
-        let file = ElfFile64::<object::LittleEndian, _>::parse(data)?;
+        let file = Elf::parse(data)?;
         let endian = object::LittleEndian;
         let code: Vec<Segment> = file
             .elf_program_headers()
@@ -80,19 +86,57 @@ impl Table {
                 size: header.p_filesz(endian),
             })
             .collect();
-        let Some(section) = file.section_by_name(".eh_frame") else {
+        let Some((start, bytes)) = eh_frame(&file)? else {
             return Ok(Table::default());
         };
+        let address = |name| file.section_by_name(name).map_or(0, |it| it.address());
+        let bases = BaseAddresses::default()
+            .set_eh_frame(start)
+            .set_text(address(".text"))
+            .set_got(address(".got"));
+        let first = file.elf_header().e_entry(endian);
+        flatten(bytes, &bases, (&code, first), rules)
+    }
+}
+
+type Elf<'data, R> = ElfFile64<'data, object::LittleEndian, R>;
+
+/// The address and the bytes of the unwind information. A file that was stripped of its sections has it
+/// where its index for the program's own use points (Linux Standard Base 5.0, 10.6.2), up to a
+/// terminator.
+fn eh_frame<'data, R: ReadRef<'data>>(
+    file: &Elf<'data, R>,
+) -> Result<Option<(u64, &'data [u8])>, Refusal> {
+    if let Some(section) = file.section_by_name(".eh_frame") {
         if section.size() > BYTES_MAX {
             return Err(Refusal::TooLarge(section.size()));
         }
-        let address = |name| file.section_by_name(name).map_or(0, |it| it.address());
-        let bases = BaseAddresses::default()
-            .set_eh_frame(section.address())
-            .set_text(address(".text"))
-            .set_got(address(".got"));
-        flatten(section.data()?, &bases, &code, rules)
+        return Ok(Some((section.address(), section.data()?)));
     }
+    let endian = object::LittleEndian;
+    let headers = file.elf_program_headers();
+    let index = headers
+        .iter()
+        .find(|header| header.p_type(endian) == PT_GNU_EH_FRAME);
+    let Some(index) = index else {
+        return Ok(None);
+    };
+    let (Ok(bytes), address) = (index.data(endian, file.data()), index.p_vaddr(endian)) else {
+        return Ok(None);
+    };
+    let bases = BaseAddresses::default().set_eh_frame_hdr(address);
+    let Ok(index) = EhFrameHdr::new(bytes, LittleEndian).parse(&bases, 8) else {
+        return Ok(None);
+    };
+    let start = index.eh_frame_ptr().pointer();
+    // The segment that it is in, from there on.
+    let rest = headers.iter().find_map(|header| {
+        let into = start.checked_sub(header.p_vaddr(endian))?;
+        let loaded = header.p_type(endian) == PT_LOAD && into < header.p_filesz(endian);
+        let bytes = loaded.then(|| header.data(endian, file.data()).ok())??;
+        bytes.get(usize::try_from(into).ok()?..)
+    });
+    Ok(rest.map(|bytes| (start, bytes)))
 }
 
 /// The rows of one frame description entry: where in the file it ends, and where in `rows` it is.
@@ -105,7 +149,7 @@ struct Entry {
 fn flatten(
     bytes: &[u8],
     bases: &BaseAddresses,
-    code: &[Segment],
+    (code, first): (&[Segment], u64),
     rules: &mut Rules,
 ) -> Result<Table, Refusal> {
     let section = EhFrame::from(EndianSlice::new(bytes, LittleEndian));
@@ -151,14 +195,31 @@ fn flatten(
     entries.sort_by_key(|entry| entry.start);
     let mut table = Table::default();
     let none = rules.number(Rule::default());
+    let end = rules.number(Rule {
+        cfa: Cfa::End as u8,
+        ..Rule::default()
+    });
+    // A library begins nowhere, which is 0.
+    let first = (first != 0).then(|| in_file(code, first, first.saturating_add(FIRST_BYTES)));
+    let first = first.flatten();
+    // What has no information, but where a program begins nobody has called.
+    let unknown = |table: &mut Table, from: u32, to: u32| {
+        table.push(from, none);
+        if let Some((start, after)) = first.filter(|&(start, _)| (from..to).contains(&start)) {
+            table.push(start, end);
+            if after < to {
+                table.push(after, none);
+            }
+        }
+    };
     let mut covered = 0;
     for entry in &entries {
         // Entries that overlap are none that a linker makes.
         if entry.start < covered {
             continue;
         }
-        if entry.start > covered {
-            table.push(covered, none);
+        if entry.start > covered && !is_padding(covered, entry.start) {
+            unknown(&mut table, covered, entry.start);
         }
         let mut last = entry.start;
         for row in &rows[entry.rows.clone()] {
@@ -170,7 +231,7 @@ fn flatten(
         covered = entry.end;
     }
     if !entries.is_empty() {
-        table.push(covered, none);
+        unknown(&mut table, covered, u32::MAX);
     }
     table.rows.shrink_to_fit();
     Ok(table)
@@ -184,6 +245,13 @@ impl Table {
             _ => self.rows.push(Row { start, rule }),
         }
     }
+}
+
+/// Whether what lies between two functions only aligns the second: nothing runs there, and a row that
+/// says so would be one in six. A function in between that nothing is said of begins aligned, and so
+/// leaves no less than an alignment.
+fn is_padding(end: u32, start: u32) -> bool {
+    start.is_multiple_of(ALIGNMENT) && start - end < ALIGNMENT
 }
 
 /// Where addresses of the file's own address space lie in the file, if that is code.

@@ -1,4 +1,4 @@
-use profiler_ebpf::{Cfa, RBP, RSP, Rbp};
+use profiler_ebpf::{RBP, RSP, Rbp};
 
 use super::*;
 
@@ -85,4 +85,51 @@ fn what_is_cut_or_absurd_gives_a_reason_or_fewer_rows() {
         }
     }
     assert!(Table::parse(&b"no ELF"[..], &mut Rules::default()).is_err());
+}
+
+#[test]
+fn what_aligns_a_function_needs_no_row() {
+    assert!(is_padding(0x1001, 0x1010) && is_padding(0x100f, 0x1010));
+    // As long as an alignment: a function may be in between, as musl's `__restore_rt` is.
+    assert!(!is_padding(0x1000, 0x1010) && !is_padding(0x1001, 0x1020));
+    assert!(!is_padding(0x1001, 0x1008));
+}
+
+#[test]
+fn a_file_without_sections_has_the_same_rows() {
+    let mut bytes = SMALL.to_vec();
+    // `e_shoff`; `e_shnum` and `e_shstrndx` (System V ABI, figure 4-3).
+    bytes[0x28..0x30].fill(0);
+    bytes[0x3c..0x40].fill(0);
+    let [with, without] = [SMALL, &bytes].map(|bytes| {
+        let table = Table::parse(bytes, &mut Rules::default());
+        table.unwrap().rows
+    });
+    assert_eq!(with, without);
+}
+
+#[test]
+fn nobody_has_called_what_a_program_begins_with() {
+    // Linked to begin at `leaf`, which has a row of its own; with nothing said of it, it is the end.
+    let mut bytes = SMALL.to_vec();
+    bytes[0x18..0x20].copy_from_slice(&0x358_u64.to_le_bytes());
+    let mut rules = Rules::default();
+    let rows = |bytes: &[u8], rules: &mut Rules| Table::parse(bytes, rules).unwrap().rows;
+    assert_eq!(rows(&bytes, &mut rules), rows(SMALL, &mut rules));
+    let code = [Segment {
+        address: 0,
+        offset: 0,
+        size: 0x1000,
+    }];
+    let bases = BaseAddresses::default();
+    let section = eh_frame(&Elf::parse(SMALL).unwrap()).unwrap().unwrap();
+    let bases = bases.set_eh_frame(section.0);
+    let table = flatten(section.1, &bases, (&code, 0x500), &mut rules).unwrap();
+    let end = rules.number(Rule {
+        cfa: Cfa::End as u8,
+        ..Rule::default()
+    });
+    let last = |start, rule| Row { start, rule };
+    let rows = &table.rows[table.rows.len() - 3..];
+    assert_eq!(rows, [last(0x3f1, 0), last(0x500, end), last(0x540, 0)]);
 }

@@ -13,6 +13,7 @@ mod setup;
 mod test;
 mod testbed;
 mod toolchain;
+mod unwind;
 mod vm;
 
 use std::process::ExitCode;
@@ -41,6 +42,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Run pyebpf under other kernels, in virtual machines.
     Vm(vm::Args),
+    /// Compare native stacks of many programs with framehop's and gdb's; measure unwind tables.
+    Unwind(unwind::Args),
     /// What continuous integration runs: format, lints, tests, two other kernels.
     Ci,
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Matrix(args) => matrix::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Vm(args) => vm::run(&args),
+        Task::Unwind(args) => unwind::run(&args),
         Task::Ci => ci::run(),
     };
     match done {

@@ -9,6 +9,7 @@ mod packages;
 mod readers;
 mod sid;
 mod source;
+mod wheels;
 
 use std::path::{Path, PathBuf};
 
@@ -56,6 +57,13 @@ pub(crate) fn py_spy() -> Result<PathBuf> {
     let _turn = turn(&cache)?;
     readers::py_spy(&cache, &mut Apt::default())?;
     Ok(cache.join("venv/bin/py-spy"))
+}
+
+/// The wheels of `cargo xtask unwind`; `tables`: those that are only read, too.
+pub(crate) fn wheels(tables: bool) -> Result<()> {
+    let cache = cache()?;
+    let _turn = turn(&cache)?;
+    wheels::prepare(&cache, tables)
 }
 
 /// Makes every piece that can be made.

@@ -1,11 +1,20 @@
 //! The walk over native frames, in user space: over stacks that are made up, where each of its ends and
-//! each number of newer Python frames is known, and over this test's own stack, as the compiler's
-//! runtime unwinds it.
+//! each number of newer Python frames is known; over this test's own stack, as the compiler's runtime
+//! unwinds it; and over stacks of running programs, as framehop and gdb do.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../common/mod.rs"]
+mod common;
+mod corpus;
+mod framehop;
+mod gdb;
 mod made;
 mod own;
+mod programs;
+mod sizes;
+mod stop;
+mod tables;
 
 use std::collections::HashMap;
 

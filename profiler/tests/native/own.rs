@@ -6,14 +6,11 @@ use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::hint::black_box;
 
-use bytemuck::Zeroable as _;
-use profiler_ebpf::native::{Entries, address};
-use profiler_ebpf::{NativeEnd, RBP, RSP};
-use pyebpf::cpython::mapped_files;
+use profiler_ebpf::{NativeEnd, RBP, REGISTERS, RSP};
 use pyebpf::memory::ProcessMemory;
-use pyebpf::unwind::{Rules, Table};
 
-use super::{Files, walk};
+use super::stop::Registers;
+use super::tables::Tables;
 
 unsafe extern "C" {
     // Of libgcc_s, which the standard library is linked with (unwind.h).
@@ -30,23 +27,6 @@ extern "C" fn each(context: *mut c_void, into: *mut c_void) -> c_int {
     0
 }
 
-/// The tables of what this process has mapped.
-fn files() -> Files {
-    let pid = std::process::id();
-    let mut files = Files::default();
-    let mut rules = Rules::default();
-    for part in mapped_files(pid).unwrap() {
-        if !part.executable || part.mapping.inode == 0 {
-            continue;
-        }
-        let table = Table::read(part.mapping.open(pid).unwrap(), &mut rules).unwrap();
-        let mapping = part.mapping;
-        files.map(mapping.start, mapping.end, mapping.offset, &table.rows);
-    }
-    files.know(&rules);
-    files
-}
-
 /// Our callers, how our walk ended, and the runtime's callers.
 type Seen = (Vec<u64>, NativeEnd, Vec<u64>);
 
@@ -57,19 +37,26 @@ thread_local! {
 /// Our walk and the runtime's, from here.
 #[inline(never)]
 fn both() {
-    let files = files();
+    let pid = std::process::id();
+    let mut tables = Tables::default();
+    tables.look(pid);
     let (ip, sp, bp): (u64, u64, u64);
     // SAFETY: only reads registers.
     unsafe {
         asm!("lea {}, [rip]", "mov {}, rsp", "mov {}, rbp", out(reg) ip, out(reg) sp, out(reg) bp);
     }
-    let memory = ProcessMemory::new(std::process::id());
-    let entries = Entries::zeroed();
-    let (frames, end) = walk(&memory, &files, &entries, ip, &[(RSP, sp), (RBP, bp)]);
+    let mut registers = Registers {
+        ip,
+        others: [0; REGISTERS],
+    };
+    (
+        registers.others[RSP as usize],
+        registers.others[RBP as usize],
+    ) = (sp, bp);
+    let (ours, end) = tables.walk(&ProcessMemory::new(pid), &registers);
     let mut expected: Vec<u64> = Vec::new();
     // SAFETY: `each` takes what is passed here, which lives until the call returns.
     unsafe { _Unwind_Backtrace(each, (&raw mut expected).cast()) };
-    let ours = frames.into_iter().map(address).collect();
     SEEN.with_borrow_mut(|seen| *seen = Some((ours, end, expected)));
 }
 

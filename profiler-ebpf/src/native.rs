@@ -206,8 +206,10 @@ impl Native {
             return self.end(NativeEnd::BadStack);
         }
         let caller = self.word(memory, cfa.wrapping_sub(8));
-        let bp = if rule.rbp == Rbp::Saved as u8 {
-            self.word(memory, cfa.wrapping_add(i64::from(rule.rbp_offset) as u64))
+        let pointed = rule.rbp == Rbp::Pointed as u8;
+        let bp = if pointed || rule.rbp == Rbp::Saved as u8 {
+            let base = if pointed { self.bp } else { cfa };
+            self.word(memory, base.wrapping_add(i64::from(rule.rbp_offset) as u64))
         } else if rule.rbp == Rbp::Lost as u8 {
             Some(0)
         } else {

@@ -71,10 +71,10 @@ pub struct Rule {
     pub padding: u8,
     /// Bytes from that register.
     pub offset: i32,
-    /// [`Cfa::Memory`], [`Cfa::Indexed`]: bytes from what lies there. [`Cfa::Plt`]: from which byte of an entry on the
-    /// caller's address is below another word.
+    /// [`Cfa::Memory`], [`Cfa::Indexed`]: bytes from what lies there. [`Cfa::Plt`]: from which byte of
+    /// an entry on the caller's address is below another word.
     pub add: i32,
-    /// [`Rbp::Saved`]: bytes from the CFA.
+    /// [`Rbp::Saved`]: bytes from the CFA. [`Rbp::Pointed`]: bytes from the register.
     pub rbp_offset: i32,
 }
 
@@ -111,6 +111,8 @@ pub enum Rbp {
     Saved = 1,
     /// Nowhere.
     Lost = 2,
+    /// In memory at `rbp + rbp_offset`: of a frame whose stack was realigned.
+    Pointed = 3,
 }
 
 /// How the walk over native frames ended. Append-only.

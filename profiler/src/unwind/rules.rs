@@ -112,18 +112,34 @@ pub(super) fn rule<'a, S: UnwindSection<Bytes<'a>>>(
     let Some(mut rule) = frame else {
         return unsupported();
     };
-    match row.register(X86_64::RBP) {
-        None | Some(RegisterRule::SameValue) => rule.rbp = Rbp::Same as u8,
-        Some(RegisterRule::Offset(offset)) => match i32::try_from(offset) {
-            Ok(offset) => {
-                rule.rbp = Rbp::Saved as u8;
-                rule.rbp_offset = offset;
-            }
-            Err(_) => rule.rbp = Rbp::Lost as u8,
-        },
-        Some(_) => rule.rbp = Rbp::Lost as u8,
+    let (rbp, offset) = match row.register(X86_64::RBP) {
+        None | Some(RegisterRule::SameValue) => (Rbp::Same, Some(0)),
+        Some(RegisterRule::Offset(offset)) => (Rbp::Saved, Some(offset)),
+        Some(RegisterRule::Expression(place)) => (Rbp::Pointed, from_rbp(section, &place)),
+        Some(_) => (Rbp::Lost, Some(0)),
+    };
+    match offset.and_then(|offset| i32::try_from(offset).ok()) {
+        Some(offset) => (rule.rbp, rule.rbp_offset) = (rbp as u8, offset),
+        None => rule.rbp = Rbp::Lost as u8,
     }
     rule
+}
+
+/// How many bytes from where rbp points to: what gcc writes of a frame whose stack it has realigned.
+fn from_rbp<'a, S: UnwindSection<Bytes<'a>>>(
+    section: &S,
+    place: &UnwindExpression<usize>,
+) -> Option<i64> {
+    match operations(section, place)?[..] {
+        [
+            Operation::RegisterOffset {
+                register: X86_64::RBP,
+                offset,
+                ..
+            },
+        ] => Some(offset),
+        _ => None,
+    }
 }
 
 fn based(register: Register, offset: i64) -> Option<Rule> {
@@ -140,12 +156,11 @@ fn number(register: Register) -> Option<u8> {
     u8::try_from(register.0).ok().filter(|&number| number < 16)
 }
 
-/// What compilers and linkers write as expressions: of a realigned stack `*(rbp - 8)`, of hand-written
-/// code that keeps the old stack pointer in memory `*(rsp + n) + 8`, and of linkage tables.
-fn expressed<'a, S: UnwindSection<Bytes<'a>>>(
+/// The operations of an expression; none when there are more than any that is understood has.
+fn operations<'a, S: UnwindSection<Bytes<'a>>>(
     section: &S,
     expression: &UnwindExpression<usize>,
-) -> Option<Rule> {
+) -> Option<Vec<Operation<Bytes<'a>>>> {
     let expression: Expression<Bytes<'a>> = expression.get(section).ok()?;
     // All of our 64-bit files have 8-byte addresses and DWARF's 32-bit format in `.eh_frame`.
     let encoding = gimli::Encoding {
@@ -161,10 +176,19 @@ fn expressed<'a, S: UnwindSection<Bytes<'a>>>(
         }
         seen.push(operation);
     }
+    Some(seen)
+}
+
+/// What compilers and linkers write as expressions: of a realigned stack `*(rbp - 8)`, of hand-written
+/// code that keeps the old stack pointer in memory `*(rsp + n) + 8`, and of linkage tables.
+fn expressed<'a, S: UnwindSection<Bytes<'a>>>(
+    section: &S,
+    expression: &UnwindExpression<usize>,
+) -> Option<Rule> {
     use Operation::{
         And, Deref, Ge, Mul, Plus, PlusConstant, RegisterOffset, Shl, UnsignedConstant,
     };
-    match seen[..] {
+    match operations(section, expression)?[..] {
         [
             RegisterOffset {
                 register, offset, ..

@@ -109,6 +109,29 @@ fn callers_are_found_by_either_register() {
 }
 
 #[test]
+fn a_realigned_frame_keeps_its_caller_s_frame_pointer_where_its_own_points() {
+    // 0: gcc's for a function with vectors on its stack; 1: by rbp, which that has saved; 2: the first.
+    let realigned = Rule {
+        cfa: Cfa::Memory as u8,
+        rbp: Rbp::Pointed as u8,
+        ..based(RBP, -8)
+    };
+    let files = program(&[realigned, based(RBP, 16), special(Cfa::End)]);
+    let memory = words(&[
+        (0x38, STACK + 0x90),
+        (0x40, STACK + 0xa0),
+        (0x88, code(1, 5)),
+        (0xa8, code(2, 9)),
+    ]);
+    check(
+        &memory,
+        &files,
+        &[code(0, 0), code(1, 5), code(2, 9)],
+        NativeEnd::Complete,
+    );
+}
+
+#[test]
 fn a_call_at_the_end_of_a_function_is_that_function_s() {
     // What function 1 returns to is the first instruction of function 2, which has another rule.
     let files = program(&[

@@ -131,7 +131,8 @@ pub struct Native {
     pub frames: u32,
     /// A [`NativeEnd`].
     pub end: u32,
-    padding: u32,
+    /// 1: `ip` was on top of the stack of code that tells nothing of its frames.
+    guessed: u32,
     search: Search,
     /// By DWARF's numbers, as they were in the newest frame.
     pub registers: [u64; REGISTERS],
@@ -151,6 +152,7 @@ impl Native {
         self.low = 0;
         self.high = 0;
         self.runs = 1;
+        self.guessed = 0;
         self.passed = 0;
         self.frames = 0;
         self.hash = 0;
@@ -177,6 +179,10 @@ impl Native {
         if self.frames as usize >= MAX_NATIVE {
             return self.end(NativeEnd::TooDeep);
         }
+        if self.guessed != 0 && !follows_call(memory, ip) {
+            // It is no caller; the walk ends as it would have without it.
+            return false;
+        }
         // A call may be the last instruction of its function: what it returns to is another one's.
         let inside = if self.runs != 0 {
             ip
@@ -197,7 +203,9 @@ impl Native {
         self.hash = mix(self.hash, kept);
         let (rule, cfa) = match (rule, cfa) {
             (Ok(rule), Ok(cfa)) => (rule, cfa),
-            (Err(end), _) | (_, Err(end)) => return self.end(end),
+            (Err(end), _) | (_, Err(end)) => {
+                return newest && self.guess(memory, end) || self.end(end);
+            }
         };
         if rule.cfa == Cfa::Signal as u8 {
             return self.interrupted(memory);
@@ -222,6 +230,7 @@ impl Native {
         self.sp = cfa;
         self.bp = bp;
         self.runs = 0;
+        self.guessed = 0;
         // What a thread's first function has instead of a caller, where it does not say so otherwise.
         caller != 0 || self.end(NativeEnd::Complete)
     }
@@ -273,6 +282,23 @@ impl Native {
         } else {
             Err(NativeEnd::Unsupported)
         }
+    }
+
+    /// Code that runs and tells nothing of its frames is mostly a leaf in assembly, or a piece that jumps
+    /// on: its caller is on top of the stack. Goes on there, until the next step sees whether it is one.
+    #[inline(always)]
+    fn guess<M: Memory>(&mut self, memory: &M, end: NativeEnd) -> bool {
+        let sp = self.sp;
+        let untold = matches!(end, NativeEnd::NoRule | NativeEnd::NoMapping);
+        let Some(caller) = self.word(memory, sp).filter(|_| untold) else {
+            return false;
+        };
+        self.ip = caller;
+        self.sp = sp.wrapping_add(8);
+        self.runs = 0;
+        self.guessed = 1;
+        self.end(end);
+        true
     }
 
     /// The entry frame that lies below `cfa`, in this native frame, is passed, and with it the Python
@@ -335,6 +361,20 @@ impl Native {
         self.end = end as u32;
         false
     }
+}
+
+/// Whether there is a call before this address (Intel's manual, volume 2, "CALL"): `e8` with 4 bytes of
+/// distance, or `ff /2` with an operand of up to 6.
+#[inline(always)]
+fn follows_call<M: Memory>(memory: &M, address: u64) -> bool {
+    const LONGEST: usize = 7;
+    let mut code = [0; LONGEST];
+    let before = address.checked_sub(LONGEST as u64);
+    if !before.is_some_and(|before| memory.read(before, &mut code)) {
+        return false;
+    }
+    let indirect = |at: usize| code[at] == 0xff && code[at + 1] & 0x38 == 0x10;
+    code[2] == 0xe8 || indirect(0) || indirect(1) || indirect(3) || indirect(4) || indirect(5)
 }
 
 impl Search {

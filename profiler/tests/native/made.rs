@@ -132,6 +132,38 @@ fn a_realigned_frame_keeps_its_caller_s_frame_pointer_where_its_own_points() {
 }
 
 #[test]
+fn the_caller_of_a_leaf_that_tells_nothing_is_on_top_of_the_stack_behind_a_call() {
+    let files = program(&[special(Cfa::None), based(RSP, 16), special(Cfa::End)]);
+    let mut memory = words(&[(0, code(1, 5)), (16, code(2, 9))]);
+    let calls: [&[u8]; 6] = [
+        &[0xe8, 1, 2, 3, 4],
+        &[0xff, 0xd0],
+        &[0xff, 0x50, 8],
+        &[0xff, 0x54, 0x24, 8],
+        &[0xff, 0x15, 1, 2, 3, 4],
+        &[0xff, 0x94, 0x24, 1, 2, 3, 4],
+    ];
+    let jump: &[u8] = &[0xe9, 1, 2, 3, 4];
+    for (before, calls) in calls
+        .map(|call| (call, true))
+        .into_iter()
+        .chain([(jump, false)])
+    {
+        let mut word = [0; 8];
+        word[7 - before.len()..7].copy_from_slice(before);
+        memory.0.insert(code(1, 5) - 7, u64::from_ne_bytes(word));
+        let (expected, end) = match calls {
+            true => (
+                &[code(0, 0), code(1, 5), code(2, 9)][..],
+                NativeEnd::Complete,
+            ),
+            false => (&[code(0, 0)][..], NativeEnd::NoRule),
+        };
+        check(&memory, &files, expected, end);
+    }
+}
+
+#[test]
 fn a_call_at_the_end_of_a_function_is_that_function_s() {
     // What function 1 returns to is the first instruction of function 2, which has another rule.
     let files = program(&[

@@ -156,7 +156,7 @@ fn check(cell: &mut Cell, recording: &Recording, started: &[&Started]) -> Result
 
 /// Leaves the Python frames of a stack. One that lacks native frames is not whole.
 fn leave_python(stack: &mut Stack) {
-    let cut = |frame: &&Frame| frame.name.starts_with("[unknown: native");
+    let cut = |frame: &&Frame| frame.name.starts_with("[unknown: native frames");
     let marker = stack
         .frames
         .iter()

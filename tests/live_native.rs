@@ -82,9 +82,15 @@ fn check(target: &Target, recording: &Recording) -> Result<()> {
     // Native frames reach to the thread's first one, and have an order with Python's.
     let (cut, count) = those(&stacks, |stack| {
         let mut names = stack.frames.iter().map(|frame| &frame.name);
-        names.any(|name| name.starts_with("[unknown: native"))
+        names.any(|name| name.starts_with("[unknown: native frames"))
     });
     ensure!(count * 100 <= all, "{count} of {all} are cut: {cut:?}");
+    let only_calls = |frame: &Frame| {
+        let calls = ["_PyEval_EvalFrame", "PyObject_Vectorcall"];
+        calls.iter().any(|call| frame.name.starts_with(call))
+    };
+    let (glue, _) = those(&stacks, |stack| stack.frames.iter().any(only_calls));
+    ensure!(glue.is_empty(), "the interpreter's calls: {glue:?}");
     let calls: Vec<Call> = serde_json::from_value(target.said["calls"].clone())?;
     for call in calls {
         let Call(_, callee, _) = &call;

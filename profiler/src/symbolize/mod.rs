@@ -6,6 +6,7 @@
 //! every hash anew, and what was known is kept until what is on its way has been read.
 
 mod activations;
+mod glue;
 pub mod kernel;
 pub mod native;
 mod natives;
@@ -252,7 +253,7 @@ impl Symbols {
 
     /// Puts the names of native code into the profile, as far as they were found.
     pub fn put_names_in(&self, profile: &mut Profile) {
-        profile.put_in(|profile, place| self.places.frames(profile, place));
+        profile.put_in(|profile, place| self.places.frames(profile, place, !self.unfolded));
     }
 
     /// The ring buffer has been read to its end, which began at `start`: forgets what only samples

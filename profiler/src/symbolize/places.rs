@@ -12,6 +12,7 @@ use crate::{
     unwind::Module,
 };
 
+use super::glue::only_calls;
 use super::native::{
     Kind, Name,
     background::{At, Background},
@@ -37,6 +38,8 @@ struct Place {
     module: Arc<str>,
     /// Of that file, once it is known.
     build_id: Option<Arc<[u8]>>,
+    /// Whether it is of the interpreter's own code.
+    interpreter: bool,
     /// In the module; else the address, bytes.
     offset: u64,
     name: Result<Box<Name>, Kind>,
@@ -82,6 +85,7 @@ impl Places {
         self.places.push(Place {
             module: file.map(|file| file.path.clone()).unwrap_or_default(),
             build_id: None,
+            interpreter: file.is_some_and(|file| file.interpreter),
             offset,
             name: Err(Kind::UNANSWERED),
         });
@@ -165,8 +169,14 @@ impl Places {
         }
     }
 
-    /// The frames that stand for a place: the function after what is inlined into it, innermost first.
-    pub(super) fn frames(&self, profile: &mut Profile, number: u32) -> Box<[FrameId]> {
+    /// The frames that stand for a place: the function after what is inlined into it, innermost first;
+    /// with `folded` without those of the interpreter that only call.
+    pub(super) fn frames(
+        &self,
+        profile: &mut Profile,
+        number: u32,
+        folded: bool,
+    ) -> Box<[FrameId]> {
         let Some(place) = self.places.get(number as usize) else {
             return Box::default();
         };
@@ -189,11 +199,12 @@ impl Places {
             profile.frame(function, line)
         };
         let inlined = name.inlined.iter();
-        let mut frames: Vec<FrameId> = inlined
-            .map(|name| frame(&name.function, name.file.as_deref(), name.line))
-            .collect();
-        frames.push(frame(&name.function, name.file.as_deref(), name.line));
-        frames.into()
+        let inlined = inlined.map(|name| (&name.function, &name.file, name.line));
+        inlined
+            .chain([(&name.function, &name.file, name.line)])
+            .filter(|(function, ..)| !(folded && place.interpreter && only_calls(function)))
+            .map(|(function, file, line)| frame(function, file.as_deref(), line))
+            .collect()
     }
 }
 

@@ -256,7 +256,8 @@ fn judge(row: &mut Row, ended: &Ended, number: usize) -> Result<()> {
     let share = 100.0 * seen.whole as f64 / row.native as f64;
     ensure!(
         share >= NATIVE_MIN,
-        "only {share:.1} % of the samples have all native frames"
+        "only {share:.1} % of the samples have all native frames: {:?}",
+        seen.marks
     );
     Ok(())
 }

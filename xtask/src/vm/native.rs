@@ -1,6 +1,8 @@
 //! Whether a recording with native frames shows those of `tests/python/native.py`: collapsed stacks and
 //! the workload's own JSON line in, numbers of samples out.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
 
 use super::stack::{samples, told};
@@ -11,6 +13,8 @@ pub(super) struct Seen {
     /// Samples that have all frames, and those that lack some.
     pub(super) whole: u64,
     pub(super) cut: u64,
+    /// What stands in place of what these lack, with the newest frame.
+    pub(super) marks: BTreeMap<String, u64>,
     /// Whole ones of a Python function that C has called, with each frame in its place.
     pub(super) placed: u64,
 }
@@ -29,12 +33,14 @@ pub(super) fn look(folded: &str, said: &str) -> Result<Seen> {
         .context("the workload tells its calls in another form")?;
     let mut seen = Seen::default();
     for (frames, count) in samples(folded, &told)? {
-        let marked = |frame: &&str| {
-            let marks = ["[truncated", "[unreadable", "[unknown: native"];
+        let marked = |frame: &&&str| {
+            let marks = ["[truncated", "[unreadable", "[unknown: native frames"];
             marks.iter().any(|mark| frame.starts_with(mark))
         };
-        if frames.iter().any(marked) {
+        if let Some(mark) = frames.iter().find(marked) {
             seen.cut += count;
+            let newest = frames.last().unwrap_or(mark);
+            *seen.marks.entry(format!("{mark} {newest}")).or_default() += count;
             continue;
         }
         seen.whole += count;
@@ -85,9 +91,11 @@ mod tests {
         let cut = format!("{PYTHON};[unknown: native frames, too deep];f (libc.so.6) 2\n");
         let other = format!("{PYTHON};{C} 3\n");
         let seen = looked(&format!("{whole}{cut}{other}")).expect("all is well");
+        let mark = "[unknown: native frames, too deep] f (libc.so.6)";
         let expected = Seen {
             whole: 8,
             cut: 2,
+            marks: BTreeMap::from([(mark.to_owned(), 2)]),
             placed: 5,
         };
         assert_eq!(seen, expected);

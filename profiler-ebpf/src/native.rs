@@ -18,9 +18,9 @@ pub const ADDRESS_BITS: u32 = 48;
 /// [`newer`] of a frame for which that is not known.
 pub const NEWER_UNTOLD: u16 = 0xffff;
 
-/// Bytes of the stack that are read at a time, of some frames. They lie in one page, so a read can't
-/// fail when what is wanted of it is in memory; to copy whole pages takes longer.
-const WINDOW: u64 = 512;
+/// The stack is read in windows of at most a page: one that ends where its page does can't fail when
+/// that page is in memory.
+const WINDOW: u64 = 4096;
 
 /// Where the kernel puts a signal handler's caller's registers above the stack pointer with which the
 /// handler returns: `struct rt_sigframe` without its return address, of
@@ -136,7 +136,7 @@ pub struct Native {
     search: Search,
     /// By DWARF's numbers, as they were in the newest frame.
     pub registers: [u64; REGISTERS],
-    /// Half of it is in use: both the start and the length of a read are below that, and the verifier
+    /// Half of it is in use: both the start and the length of a read are below a page, and the verifier
     /// does not know their sum.
     window: [u8; 2 * WINDOW as usize],
 }

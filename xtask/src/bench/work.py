@@ -3,7 +3,7 @@ exactly DEPTH frames. `ten`: through ten functions in two files, which is what d
 like; `all`: every frame another function. It ends with the process that started it.
 
 `block`: for each line of standard input, a number of seconds, does equal units of work for about so
-long and answers with the seconds that each unit took. `busy`: works until it is killed. `turns`:
+long and answers with the seconds that each unit took. `coded-N`: the same in C, N calls deep. `busy`: works until it is killed. `turns`:
 works for 2 ms of each second. `sleep`: waits. `storm`: forks children that end at once. `nested-N`:
 works in C, N calls deep. `libraries`: takes turns with as many libraries mapped as the standard
 library has use for. Each says first that it is up, and under how many frames.
@@ -90,8 +90,8 @@ def storm():
         os.waitpid(child, 0)
 
 
-def nested(levels):
-    """Encodes a list of numbers that lies in as many other lists: C calls itself once for each."""
+def encoder(levels):
+    """What encodes as JSON, and a list of numbers in so many others: C calls itself for each."""
     from json.encoder import c_make_encoder, encode_basestring_ascii
     encode = c_make_encoder(
         None, None, encode_basestring_ascii, None, ":", ",", False, False, True
@@ -99,9 +99,27 @@ def nested(levels):
     data = [1] * 100000
     for _ in range(levels):
         data = [data]
+    return encode, data
+
+
+def nested(levels):
+    encode, data = encoder(levels)
     up(sys._getframe())
     while os.getppid() == PARENT:
         encode(data, 0)
+
+
+def coded(levels):
+    encode, data = encoder(levels)
+    up(sys._getframe())
+    for line in sys.stdin:
+        times = []
+        end = clock() + float(line)
+        while not times or clock() < end:
+            start = clock()
+            encode(data, 0)
+            times.append(clock() - start)
+        print(" ".join(map(repr, times)), flush=True)
 
 
 def libraries():
@@ -153,7 +171,7 @@ def deep(mode, depth, shape):
     sys.setrecursionlimit(depth + 200)
     name, _, levels = mode.partition("-")
     leaf = {
-        "block": blocks, "busy": busy, "libraries": turns, "nested": nested, "sleep": sleep,
+        "block": blocks, "busy": busy, "coded": coded, "libraries": turns, "nested": nested, "sleep": sleep,
         "storm": storm, "turns": turns,
     }[name]
     if name == "libraries":

@@ -35,7 +35,7 @@ const MAX_MOMENTS: usize = 1 << 22;
 
 const FULL_FUNCTIONS: &str = "[unknown: too many different functions]";
 const FULL_MODULES: &str = "[unknown: too many different modules]";
-const FULL_PLACES: &str = "[unknown: too many different native frames]";
+pub(crate) const FULL_PLACES: &str = "[unknown: too many different native frames]";
 const FULL_STACKS: &str = "[unknown: too many different stacks]";
 /// Shown for a stack without any frame, so that no output has to name nothing.
 const EMPTY_STACK: &str = "[unknown: empty stack]";

@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     cpython::{Mapping, VDSO},
-    profile::{self, FrameId, Function, Profile},
+    profile::{self, FULL_PLACES, FrameId, Function, Profile},
     unwind::Module,
 };
 
@@ -181,7 +181,7 @@ impl Places {
             return Box::default();
         };
         if number as usize == PLACES_MAX {
-            return [profile.marker("[unknown: too many different native frames]")].into();
+            return [profile.marker(FULL_PLACES)].into();
         }
         let Ok(name) = &place.name else {
             return [unknown(profile, place)].into();

@@ -48,6 +48,7 @@ mod tests {
             assert!(only_calls(glue), "{glue}");
         }
         for works in [
+            "_asyncio_call_function",
             "list_sort",
             "_PyObject_GenericGetAttrWithDict",
             "PyObject_Repr",

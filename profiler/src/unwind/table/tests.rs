@@ -70,6 +70,40 @@ fn each_row_says_what_readelf_does() {
     assert_eq!(seen, expected);
 }
 
+/// By `.cfi_escape`, after one instruction each: what gcc says of a realigned frame, and OpenSSL of its
+/// multiplication.
+#[test]
+fn expressions_of_compilers_and_of_assembly_are_understood() {
+    let mut rules = Rules::default();
+    let file: &[u8] = include_bytes!("../../../../tests/data/fuzz/unwind/expressions");
+    let table = Table::parse(file, &mut rules).unwrap();
+    let by_number: std::collections::HashMap<u16, Rule> = rules.since(0).into_iter().collect();
+    let seen = table.rows.iter().map(|row| by_number[&row.rule]);
+    let plain = Rule {
+        cfa: Cfa::Register as u8,
+        register: RSP,
+        offset: 8,
+        ..Rule::default()
+    };
+    let realigned = Rule {
+        cfa: Cfa::Memory as u8,
+        register: RBP,
+        rbp: Rbp::Pointed as u8,
+        offset: -8,
+        ..Rule::default()
+    };
+    let indexed = Rule {
+        cfa: Cfa::Indexed as u8,
+        register: 9,
+        offset: 8,
+        add: 8,
+        ..realigned
+    };
+    let none = Rule::default();
+    let expected = [none, plain, realigned, indexed, none];
+    assert_eq!(seen.collect::<Vec<_>>(), expected);
+}
+
 #[test]
 fn what_is_cut_or_absurd_gives_a_reason_or_fewer_rows() {
     for length in (0..SMALL.len()).step_by(7) {

@@ -9,6 +9,7 @@ use clap::{
     builder::NonEmptyStringValueParser, error::ErrorKind,
 };
 use clap_complete::Shell;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     bpf::{RING_LARGEST, RING_SMALLEST, Steps},
@@ -200,7 +201,8 @@ impl Selection {
 }
 
 /// Which native frames are shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Native {
     /// Without the interpreter's own that only lead from one Python frame to the next
     Folded,

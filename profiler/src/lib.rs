@@ -57,5 +57,8 @@ pub mod fuzz;
 // What a person asks when it does not work, or before.
 pub mod doctor;
 
+// All of this all the time, for every container of a node.
+pub mod agent;
+
 // A file per verb, which puts the rooms together.
 pub mod commands;

@@ -88,9 +88,12 @@ impl Cgroups {
     }
 }
 
-/// The parts of a path that are containers' ids.
+/// The parts of a path that are ids of containers that what is there is in.
 fn ids(path: &str) -> impl Iterator<Item = &str> {
-    path.split(|letter: char| !letter.is_alphanumeric())
+    // The monitor of a container, of CRI-O and Podman, is outside of it: `crio-conmon-ID.scope`.
+    let groups = path.split('/').filter(|name| !name.contains("-conmon-"));
+    groups
+        .flat_map(|name| name.split(|letter: char| !letter.is_alphanumeric()))
         .filter(|part| part.len() == ID_DIGITS && part.bytes().all(is_digit))
 }
 
@@ -129,6 +132,21 @@ mod tests {
             // Docker in docker, Kubernetes in docker: the inner one is the process's.
             "/docker/OUTER/docker/ID",
             "/docker/OUTER/kubelet.slice/kubelet-kubepods.slice/cri-containerd-ID.scope",
+            "/docker/OUTER/kubelet/kubepods/besteffort/pod8f0c9d8e-a1b2/ID",
+            "/system.slice/docker-OUTER.scope/kubelet.slice/kubelet-kubepods.slice/\
+             kubelet-kubepods-pod8f0c9d8e_a1b2.slice/cri-containerd-ID.scope",
+            // Docker in a pod; what systemd and crun make below a container.
+            "/kubepods/burstable/pod8f0c9d8e/OUTER/docker/ID",
+            "/kubepods.slice/kubepods-pod1_2.slice/cri-containerd-ID.scope/init.scope",
+            "/kubepods.slice/kubepods-pod1_2.slice/crio-ID.scope/container",
+            // CRI-O and Podman under cgroupfs; K3s without root.
+            "/kubepods/besteffort/pod8f0c9d8e-a1b2/crio-ID",
+            "/user.slice/user-1000.slice/user@1000.service/k3s-rootless.service/kubepods/pod1/ID",
+            // cri-dockerd under systemd; a pod of Podman; ECS; a build.
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/docker-ID.scope",
+            "/machine.slice/machine-libpod_pod_OUTER.slice/libpod-ID.scope",
+            "/ecs/0a1b/ID",
+            "/system.slice/docker.service/docker/buildkit/ID",
         ] {
             let path = path.replace("ID", ID).replace("OUTER", OUTER);
             let groups = parse(&format!("0::{path}\n"));
@@ -147,6 +165,8 @@ mod tests {
             "/lxc/web".to_owned(),
             format!("/{ID}0"),
             format!("/x{ID}"),
+            format!("/kubepods.slice/kubepods-pod1_2.slice/crio-conmon-{ID}.scope"),
+            format!("/machine.slice/libpod-conmon-{ID}.scope"),
             format!("/{}", ID.to_uppercase()),
             format!("/{}", &ID[..32]),
         ] {

@@ -1,10 +1,17 @@
 //! From a container's id to its name, its image and its pod: asked of the node's container runtime
 //! (CRI) or of the Kubernetes API, whichever is reachable.
 
-use std::{collections::BTreeMap, path::PathBuf};
+mod asking;
+pub mod cri;
+mod kubernetes;
+mod table;
+
+use std::{collections::BTreeMap, fmt::Display, path::PathBuf, sync::Arc};
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
+
+pub use asking::Pods;
 
 /// Where the agent asks whose a container is.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
@@ -67,4 +74,96 @@ pub struct Pod {
     pub uid: String,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+}
+
+/// What is known of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    Is(Arc<Container>),
+    /// It is being asked for.
+    NotYet,
+    /// For now, for this reason. Should it become known all the same, it will be.
+    Never(Arc<str>),
+}
+
+/// Who is asked whose a container is, and how that goes.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Asked {
+    /// [`Source::Auto`] while nobody has been found yet.
+    pub source: Source,
+    /// For people: who it is, and why not the others.
+    pub said: String,
+    /// What is wrong, while there is no answer.
+    pub failing: Option<String>,
+    /// Requests that were answered, or events that came, and requests that failed.
+    pub answers: u64,
+    pub failures: u64,
+    /// Containers that are known.
+    pub containers: usize,
+}
+
+impl Display for Asked {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.said)?;
+        match &self.failing {
+            Some(error) => write!(out, "; no answer now: {error}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Container {
+    /// One whose text is bounded: whatever is longer than anything that Kubernetes allows is cut, and
+    /// annotations that nobody looks for are left out.
+    fn bounded(self) -> Container {
+        Container {
+            id: cut(self.id),
+            name: cut(self.name),
+            image: cut(self.image),
+            pod: self.pod.map(|pod| Pod {
+                namespace: cut(pod.namespace),
+                name: cut(pod.name),
+                uid: cut(pod.uid),
+                labels: few(pod.labels),
+                annotations: few(pod.annotations),
+            }),
+        }
+    }
+
+    /// About how many bytes it takes.
+    fn size(&self) -> usize {
+        let texts = |map: &BTreeMap<String, String>| -> usize {
+            let each = map.iter().map(|(key, value)| key.len() + value.len() + 64);
+            each.sum()
+        };
+        let pod = self.pod.as_ref().map_or(0, |pod| {
+            let names = pod.namespace.len() + pod.name.len() + pod.uid.len();
+            names + texts(&pod.labels) + texts(&pod.annotations)
+        });
+        size_of::<Container>() + self.id.len() + self.name.len() + self.image.len() + pod
+    }
+}
+
+/// Most bytes of a name, of a label's value and of an annotation's: a pod's name has 253, a key 317
+/// (kubernetes/apimachinery, `pkg/util/validation`).
+const TEXT_MAX: usize = 512;
+/// Most labels and most annotations of a pod.
+const TEXTS_MAX: usize = 64;
+
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_MAX));
+    text.shrink_to_fit();
+    text
+}
+
+/// Without what is too long, as `last-applied-configuration`, and what kubelet puts there for itself.
+fn few(texts: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let kept = texts.into_iter().filter(|(key, value)| {
+        let is_kubelets = ["io.kubernetes.", "kubernetes.io/config."];
+        key.len().max(value.len()) <= TEXT_MAX
+            && !is_kubelets.iter().any(|prefix| key.starts_with(prefix))
+    });
+    // The agent's own come first: no crowd of others displaces them.
+    let (own, others): (Vec<_>, Vec<_>) = kept.partition(|(key, _)| key.starts_with("pyebpf/"));
+    own.into_iter().chain(others).take(TEXTS_MAX).collect()
 }

@@ -2,6 +2,7 @@
 //! a reader of its collapsed stacks. What a machine lacks is skipped by name, never silently.
 
 pub mod example;
+pub mod fake_agent;
 pub mod kernel_time;
 pub mod matrix;
 pub mod memory_pressure;

@@ -15,6 +15,7 @@ mod live_kinds;
 mod live_matrix;
 mod live_namespaces;
 mod live_native;
+mod live_pods;
 mod live_processes;
 mod live_shapes;
 mod live_shares;

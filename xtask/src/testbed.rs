@@ -1,6 +1,7 @@
 //! What the tests need beyond the build, made in the cache folder: one file per piece. A piece that
 //! cannot be had is reported by name, and its tests skip; the others are made all the same.
 
+mod containerd;
 mod freethreaded;
 mod frozen;
 mod greenlets;
@@ -21,12 +22,13 @@ use crate::setup::{cache, turn};
 /// A piece's name for the report, and how it is made. Quick and silent when it is there.
 type Piece = (&'static str, fn(&Path, &mut Apt) -> Result<()>);
 
-const PIECES: [Piece; 9] = [
+const PIECES: [Piece; 10] = [
     ("CPython 3.13, 3.14 and 3.15 of Debian sid", sid::prepare),
     (
         "runc, bubblewrap, a debug build and PyPy",
         packages::prepare,
     ),
+    ("containerd", containerd::prepare),
     ("CPython 3.13 without a GIL", freethreaded::prepare),
     ("CPython 3.13 on musl", musl::prepare),
     ("greenlet and gevent", greenlets::prepare),

@@ -35,6 +35,8 @@ pub struct Target {
     /// was sampled, or where native frames are not asked for.
     pub first_mapping: u32,
     pub mapping_count: u32,
+    /// Names these mappings: no others have had it. What is forked shares it with them.
+    pub mappings_id: u64,
 }
 
 /// What a process is to the kernel program. Append-only; 1 was used once.

@@ -21,8 +21,8 @@ pub use record::{
     ProcessEvent, RecordKind, Sample, Stack,
 };
 pub use unwind::{
-    Cfa, MAPPING_STEPS, MAX_MAPPINGS, MAX_NATIVE, MAX_PROCESS_MAPPINGS, MAX_RULES, Mapping,
-    NativeEnd, PAGE_ROWS, Page, RBP, REGISTERS, ROW_STEPS, RSP, Rbp, Rule,
+    BLOCK_BITS, Cfa, MAPPING_STEPS, MAX_MAPPINGS, MAX_NATIVE, MAX_PROCESS_MAPPINGS, MAX_RULES,
+    Mapping, NativeEnd, PAGE_WORDS, Page, RBP, REGISTERS, ROW_STEPS, RSP, Rbp, Rule, row,
 };
 
 /// Most Python frames that one sample keeps; what is deeper is cut at the root end.
@@ -58,17 +58,17 @@ const _: () = {
     assert!(size_of::<Frame>() == 16);
     assert!(size_of::<Code>() == 104);
     assert!(size_of::<Process>() == 32);
-    assert!(size_of::<Target>() == 72);
+    assert!(size_of::<Target>() == 80);
     assert!(size_of::<Layout>() == 4 * 44);
     assert!(size_of::<Mapping>() == 32);
     assert!(size_of::<Rule>() == 16);
-    assert!(size_of::<Page>() == 6 * PAGE_ROWS as usize);
     assert!(MAX_FRAMES.is_power_of_two());
     // A mask bounds how many are sent.
     assert!((MAX_KERNEL + 1).is_power_of_two() && MAX_KERNEL < KERNEL_FAILED as usize);
     // A per-CPU map value is at most 32 KiB (PCPU_MIN_UNIT_SIZE of the kernel).
     assert!(size_of::<python::Walk>() <= 32 * 1024);
     assert!(size_of::<python::Capture>() <= 32 * 1024);
+    assert!(size_of::<native::Native>() <= 32 * 1024);
 };
 
 #[cfg(feature = "user")]
@@ -80,8 +80,6 @@ mod user {
     unsafe impl aya::Pod for super::Layout {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Mapping {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Page {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Rule {}
 }

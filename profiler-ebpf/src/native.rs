@@ -8,9 +8,10 @@
 use bytemuck::Zeroable;
 
 use crate::{
-    Cfa, MAPPING_STEPS, MAX_NATIVE, Mapping, NativeEnd, RBP, REGISTERS, ROW_STEPS, RSP, Rbp, Rule,
-    Target,
+    BLOCK_BITS, Cfa, MAPPING_STEPS, MAX_NATIVE, Mapping, NativeEnd, RBP, REGISTERS, ROW_STEPS, RSP,
+    Rbp, Rule, Target,
     python::{Memory, mix},
+    unwind::within_block,
 };
 
 /// Bits of an address; the number of newer Python frames lies above.
@@ -52,10 +53,10 @@ pub fn frame(address_: u64, newer: u64) -> u64 {
 pub trait Tables {
     /// The mapping in this slot.
     fn mapping(&self, slot: u32) -> Option<Mapping>;
-    /// The start of the row with this index, an offset in its file.
-    fn row_start(&self, index: u32) -> Option<u32>;
-    /// The rule of the row with this index.
-    fn row_rule(&self, index: u32) -> Option<Rule>;
+    /// The word with this index, of some file's table.
+    fn word(&self, index: u32) -> Option<u32>;
+    /// The rule with this number.
+    fn rule(&self, number: u16) -> Option<Rule>;
 }
 
 /// Where Python frames lie on the native stack, newest first: the address of an entry frame and how
@@ -105,6 +106,38 @@ impl Entries {
 struct Search {
     low: u32,
     high: u32,
+    /// The mapping that was found last in this walk: callers mostly lie in the same.
+    mapping: Mapping,
+}
+
+/// Callers of two walks, at least: those of the last one are read while this one's are written.
+const KNOWN: usize = 2 * MAX_NATIVE;
+/// How many callers of the last walk that are newer are passed at each frame of this one.
+const KNOWN_STEPS: u32 = 4;
+
+/// A caller that was met on this CPU: where it goes on, its stack pointer, and its rule.
+#[derive(Clone, Copy, Zeroable)]
+#[repr(C)]
+struct Caller {
+    ip: u64,
+    sp: u64,
+    rule: Rule,
+}
+
+/// The callers of the last walk and of this one. Two stacks one after the other mostly have most callers
+/// in common, at the same places: what follows here is in the cache that a search would have to fill.
+#[derive(Zeroable)]
+#[repr(C)]
+struct Callers {
+    /// [`Target::mappings_id`] of the last walk.
+    mappings: u64,
+    /// Of the last walk those from here on are not passed yet, up to `begin`, where this one's begin, up
+    /// to `end`. Numbers that only grow.
+    next: u32,
+    begin: u32,
+    end: u32,
+    padding: u32,
+    known: [Caller; KNOWN],
 }
 
 /// The state of one walk over native frames.
@@ -134,6 +167,7 @@ pub struct Native {
     /// 1: `ip` was on top of the stack of code that tells nothing of its frames.
     guessed: u32,
     search: Search,
+    callers: Callers,
     /// By DWARF's numbers, as they were in the newest frame.
     pub registers: [u64; REGISTERS],
     /// Half of it is in use: both the start and the length of a read are below a page, and the verifier
@@ -156,6 +190,8 @@ impl Native {
         self.passed = 0;
         self.frames = 0;
         self.hash = 0;
+        self.search.mapping.end = 0;
+        self.callers.begin(target.mappings_id);
         self.newer = if entries.told == 0 {
             u32::from(NEWER_UNTOLD)
         } else {
@@ -183,13 +219,11 @@ impl Native {
             // It is no caller; the walk ends as it would have without it.
             return false;
         }
-        // A call may be the last instruction of its function: what it returns to is another one's.
-        let inside = if self.runs != 0 {
-            ip
+        let rule = if self.runs != 0 {
+            self.search.rule(tables, target, ip)
         } else {
-            ip.wrapping_sub(1)
+            self.caller_rule(tables, target)
         };
-        let rule = self.search.rule(tables, target, inside);
         let cfa = match rule {
             Ok(rule) => self.frame_address(memory, &rule, newest),
             Err(end) => Err(end),
@@ -233,6 +267,19 @@ impl Native {
         self.guessed = 0;
         // What a thread's first function has instead of a caller, where it does not say so otherwise.
         caller != 0 || self.end(NativeEnd::Complete)
+    }
+
+    /// The rule for where a call returns to.
+    #[inline(always)]
+    fn caller_rule<T: Tables>(&mut self, tables: &T, target: &Target) -> Result<Rule, NativeEnd> {
+        let (ip, sp) = (self.ip, self.sp);
+        let rule = match self.callers.find(ip, sp) {
+            Some(rule) => rule,
+            // A call may be the last instruction of its function: what it returns to is another one's.
+            None => self.search.rule(tables, target, ip.wrapping_sub(1))?,
+        };
+        self.callers.keep(Caller { ip, sp, rule });
+        Ok(rule)
     }
 
     /// The canonical frame address of this frame.
@@ -377,6 +424,44 @@ fn follows_call<M: Memory>(memory: &M, address: u64) -> bool {
     code[2] == 0xe8 || indirect(0) || indirect(1) || indirect(3) || indirect(4) || indirect(5)
 }
 
+impl Callers {
+    /// Before a walk by the mappings with this id.
+    #[inline(always)]
+    fn begin(&mut self, mappings: u64) {
+        self.next = if self.mappings == mappings {
+            self.begin
+        } else {
+            self.end
+        };
+        self.mappings = mappings;
+        self.begin = self.end;
+    }
+
+    /// The rule of a caller that the last walk has met, too.
+    #[inline(always)]
+    fn find(&mut self, ip: u64, sp: u64) -> Option<Rule> {
+        for _ in 0..KNOWN_STEPS {
+            let next = self.next;
+            if next == self.begin {
+                return None;
+            }
+            let caller = &self.known[next as usize & (KNOWN - 1)];
+            if caller.sp >= sp {
+                return (caller.sp == sp && caller.ip == ip).then_some(caller.rule);
+            }
+            self.next = next.wrapping_add(1);
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn keep(&mut self, caller: Caller) {
+        let end = self.end;
+        self.known[end as usize & (KNOWN - 1)] = caller;
+        self.end = end.wrapping_add(1);
+    }
+}
+
 impl Search {
     /// The rule for an address of the process.
     #[inline(always)]
@@ -386,22 +471,50 @@ impl Search {
         target: &Target,
         address: u64,
     ) -> Result<Rule, NativeEnd> {
-        let (first, count) = (target.first_mapping, target.mapping_count);
-        let slot = self.last(first, count, MAPPING_STEPS, |slot| {
-            Some(tables.mapping(slot)?.start <= address)
-        });
-        let Some(mapping) = slot.and_then(|slot| tables.mapping(slot)) else {
-            return Err(NativeEnd::NoMapping);
-        };
-        if address >= mapping.end {
-            return Err(NativeEnd::NoMapping);
+        if address < self.mapping.start || address >= self.mapping.end {
+            let (first, count) = (target.first_mapping, target.mapping_count);
+            let slot = self.last(first, count, MAPPING_STEPS, |slot| {
+                Some(tables.mapping(slot)?.start <= address)
+            });
+            let Some(mapping) = slot.and_then(|slot| tables.mapping(slot)) else {
+                return Err(NativeEnd::NoMapping);
+            };
+            if address >= mapping.end {
+                return Err(NativeEnd::NoMapping);
+            }
+            self.mapping = mapping;
         }
-        let offset = (address - mapping.start).wrapping_add(mapping.offset);
-        let row = self.last(mapping.first_row, mapping.rows, ROW_STEPS, |index| {
-            Some(u64::from(tables.row_start(index)?) <= offset)
-        });
-        row.and_then(|index| tables.row_rule(index))
+        let offset = (address - self.mapping.start).wrapping_add(self.mapping.offset);
+        self.row(tables, offset)
+            .and_then(|row| tables.rule(row as u16))
             .ok_or(NativeEnd::NoRule)
+    }
+
+    /// The row for an offset behind the start of the first block of the mapping's table.
+    #[inline(always)]
+    fn row<T: Tables>(&mut self, tables: &T, offset: u64) -> Option<u32> {
+        let (table, blocks) = (self.mapping.table, self.mapping.blocks);
+        let block = offset >> BLOCK_BITS;
+        if block >= u64::from(blocks) {
+            return None;
+        }
+        let block = table.wrapping_add(block as u32);
+        let first = tables.word(block)?;
+        let after = tables.word(block.wrapping_add(1))?;
+        let within = within_block(offset as u32);
+        let behind = self.last(
+            table.wrapping_add(first),
+            after.wrapping_sub(first),
+            ROW_STEPS,
+            |index| Some(tables.word(index)? >> 16 <= within),
+        );
+        let row = match behind {
+            Some(row) => row,
+            // It began in a block before, unless the table begins here.
+            None if first > blocks.wrapping_add(1) => table.wrapping_add(first).wrapping_sub(1),
+            None => return None,
+        };
+        tables.word(row)
     }
 
     /// Of `count` indices from `first` on, sorted, the last for which `holds`.

@@ -2,16 +2,21 @@
 //! each file how to get from a frame to its caller, by the address of its code. x86-64 alone: registers
 //! have DWARF's numbers of the System V ABI, AMD64 supplement, figure 3.36.
 //!
-//! All processes share the rows of a file, all files the rules. A process has a part of the map of
-//! mappings, sorted by address; a mapping names a part of the rows, sorted likewise.
+//! All processes share the table of a file, all files the rules. A process has a part of the map of
+//! mappings, sorted by address; a mapping names a table, which has for each block of the file's code
+//! where its rows begin, then the rows, sorted by address. So a search begins within a few rows, which
+//! lie in a cache line or two: those of a sample are mostly cold.
 
 use bytemuck::{Pod, Zeroable};
 
 /// Most native frames of one sample; what is deeper is cut at the root end.
 pub const MAX_NATIVE: usize = 128;
 
-/// Rows of one [`Page`]. A power of two: the index of a row is its page's and its own.
-pub const PAGE_ROWS: u32 = 8192;
+/// Words of one [`Page`]. A power of two: the index of a word is its page's and its own.
+pub const PAGE_WORDS: u32 = 16_384;
+
+/// A block of a file has so many bytes, of which the bits of a row's start number one.
+pub const BLOCK_BITS: u32 = 10;
 
 /// Capacity of the map of rules, which a `u16` numbers.
 pub const MAX_RULES: u32 = 1 << 16;
@@ -19,10 +24,10 @@ pub const MAX_RULES: u32 = 1 << 16;
 /// Capacity of the map of mappings: 500 processes with 130 each.
 pub const MAX_MAPPINGS: u32 = 1 << 16;
 
-/// Steps of a search in a process's mappings, and in a file's rows: as many double what can be told
+/// Steps of a search in a process's mappings, and in a block's rows: as many double what can be told
 /// apart.
 pub const MAPPING_STEPS: u32 = 12;
-pub const ROW_STEPS: u32 = 24;
+pub const ROW_STEPS: u32 = BLOCK_BITS + 1;
 
 /// Most mappings of one process.
 pub const MAX_PROCESS_MAPPINGS: u32 = (1 << MAPPING_STEPS) - 1;
@@ -40,21 +45,29 @@ pub struct Mapping {
     /// Addresses in the process.
     pub start: u64,
     pub end: u64,
-    /// Where in the file `start` lies, bytes.
+    /// How far `start` lies behind the start of the file's first block, bytes; wraps below zero.
     pub offset: u64,
-    /// The file's rows: index of the first, and how many.
-    pub first_row: u32,
-    pub rows: u32,
+    /// The file's table: index of its first word, and how many blocks it has.
+    pub table: u32,
+    pub blocks: u32,
 }
 
-/// A part of the rows of all files. The row at an index holds from its start, an offset in the file,
-/// to that of the next row.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub struct Page {
-    pub starts: [u32; PAGE_ROWS as usize],
-    /// Indices into the map of rules.
-    pub rules: [u16; PAGE_ROWS as usize],
+/// A part of the tables of all files. Of each the first words, one for each block and one more, tell
+/// which word of the table is the block's first row, that of the next block if it has none. Then come
+/// the rows, as [`row`] makes them: one holds from its start to that of the next, in whichever block.
+pub type Page = [u32; PAGE_WORDS as usize];
+
+/// A row of a table: an offset in the file, of which the block is left out, and an index into the map of
+/// rules.
+#[inline(always)]
+pub fn row(start: u32, rule: u16) -> u32 {
+    within_block(start) << 16 | u32::from(rule)
+}
+
+/// How far into its block an offset in the file is.
+#[inline(always)]
+pub(crate) fn within_block(offset: u32) -> u32 {
+    offset & ((1 << BLOCK_BITS) - 1)
 }
 
 /// How to find the caller of a frame: the canonical frame address (CFA), which is the caller's stack

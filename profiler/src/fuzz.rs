@@ -64,6 +64,9 @@ fn unwind(bytes: &[u8]) {
     let rows = &table.rows;
     assert!(rows.is_sorted_by(|one, next| one.start < next.start));
     assert!(rows.iter().all(|row| usize::from(row.rule) < rules.len()));
+    let packed = table.packed();
+    let head = packed.words.len() - rows.len();
+    assert!(packed.words[..head].is_sorted());
 }
 
 /// A code object in a record of the ring buffer, of the type that stands before it.

@@ -79,9 +79,9 @@ pub(crate) static NATIVES: PerCpuArray<Native> = PerCpuArray::with_max_entries(1
 #[map]
 pub(crate) static MAPPINGS: Array<Mapping> = Array::with_max_entries(1, 0);
 
-/// Rows of all files: [`Mapping::first_row`].
+/// Tables of all files: [`Mapping::table`].
 #[map]
-pub(crate) static ROWS: Array<Page> = Array::with_max_entries(1, 0);
+pub(crate) static TABLES: Array<Page> = Array::with_max_entries(1, 0);
 
 /// Rules by their number.
 #[map]

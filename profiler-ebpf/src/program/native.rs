@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{
     bpf_get_current_task_btf, bpf_loop, bpf_task_pt_regs, generated::bpf_probe_read_kernel,
 };
 use profiler_ebpf::{
-    MAX_NATIVE, Mapping, NativeEnd, PAGE_ROWS, REGISTERS, Rule, Target,
+    MAX_NATIVE, Mapping, NativeEnd, PAGE_WORDS, REGISTERS, Rule, Target,
     native::{Native, Tables},
     python::Walk,
 };
@@ -142,15 +142,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn row_start(&self, index: u32) -> Option<u32> {
-        let page = ROWS.get(index / PAGE_ROWS)?;
-        Some(page.starts[(index % PAGE_ROWS) as usize])
+    fn word(&self, index: u32) -> Option<u32> {
+        let page = TABLES.get(index / PAGE_WORDS)?;
+        Some(page[(index % PAGE_WORDS) as usize])
     }
 
     #[inline(always)]
-    fn row_rule(&self, index: u32) -> Option<Rule> {
-        let page = ROWS.get(index / PAGE_ROWS)?;
-        let number = page.rules[(index % PAGE_ROWS) as usize];
+    fn rule(&self, number: u16) -> Option<Rule> {
         RULES.get(number.into()).copied()
     }
 }

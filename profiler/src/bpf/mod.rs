@@ -31,7 +31,7 @@ pub use programs::Steps;
 use programs::{Programs, program};
 use sideband::Sideband;
 pub use sideband::{FileId, Mapping};
-pub use tables::{ROWS_MAX, Tables};
+pub use tables::{Tables, WORDS_MAX};
 
 /// The kernel object, built by `build.rs`.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pyebpf-kernel"));

@@ -6,35 +6,35 @@ use aya::{
     Ebpf,
     maps::{Array, MapData},
 };
-use profiler_ebpf::{MAX_MAPPINGS, MAX_RULES, Mapping, PAGE_ROWS, Page, Rule};
+use profiler_ebpf::{MAX_MAPPINGS, MAX_RULES, Mapping, PAGE_WORDS, Page, Rule};
 
 use super::map;
 
-/// Most rows of all files: 64 MiB, which the kernel takes at once.
+/// Most words of all files' tables: 64 MiB, which the kernel takes at once.
 const PAGES_MAX: u32 = (64 << 20) / size_of::<Page>() as u32;
 
 /// The maps and how large they are.
 pub struct Tables {
     mappings: Array<MapData, Mapping>,
-    rows: Array<MapData, Page>,
+    files: Array<MapData, Page>,
     rules: Array<MapData, Rule>,
 }
 
 /// Names and sizes of the maps, for a program that is to walk native frames.
 pub(super) const SIZES: [(&str, u32); 3] = [
     ("MAPPINGS", MAX_MAPPINGS),
-    ("ROWS", PAGES_MAX),
+    ("TABLES", PAGES_MAX),
     ("RULES", MAX_RULES),
 ];
 
-/// How many rows there is room for.
-pub const ROWS_MAX: u32 = PAGES_MAX * PAGE_ROWS;
+/// How many words of tables there is room for.
+pub const WORDS_MAX: u32 = PAGES_MAX * PAGE_WORDS;
 
 impl Tables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Tables> {
         Ok(Tables {
             mappings: Array::try_from(map(ebpf, "MAPPINGS")?)?,
-            rows: Array::try_from(map(ebpf, "ROWS")?)?,
+            files: Array::try_from(map(ebpf, "TABLES")?)?,
             rules: Array::try_from(map(ebpf, "RULES")?)?,
         })
     }
@@ -60,29 +60,23 @@ impl Tables {
         set.with_context(|| format!("cannot set rule {number}"))
     }
 
-    /// Sets the rows from this index on: starts and numbers of rules.
+    /// Sets the words of a file's table, from this index on.
     ///
     /// # Errors
     /// When an index is out of range.
-    pub fn set_rows(
-        &mut self,
-        first: u32,
-        rows: impl ExactSizeIterator<Item = (u32, u16)>,
-    ) -> Result<()> {
-        let mut rows = rows.peekable();
-        let mut index = first;
-        while rows.peek().is_some() {
-            let number = index / PAGE_ROWS;
-            let failed = || format!("cannot set rows of page {number}");
-            let mut page = Box::new(self.rows.get(&number, 0).with_context(failed)?);
-            let from = (index % PAGE_ROWS) as usize;
-            let places = page.starts[from..].iter_mut().zip(&mut page.rules[from..]);
-            // `zip` takes from its left side first: a row that finds no place would be lost.
-            for ((start, rule), row) in places.zip(rows.by_ref()) {
-                (*start, *rule) = row;
-                index += 1;
-            }
-            self.rows.set(number, *page, 0).with_context(failed)?;
+    pub fn set_table(&mut self, first: u32, words: &[u32]) -> Result<()> {
+        let mut index = first as usize;
+        let mut left = words;
+        while !left.is_empty() {
+            let number = index as u32 / PAGE_WORDS;
+            let failed = || format!("cannot set page {number} of tables");
+            let mut page = Box::new(self.files.get(&number, 0).with_context(failed)?);
+            let room = &mut page[index % PAGE_WORDS as usize..];
+            let (now, later) = left.split_at(left.len().min(room.len()));
+            room[..now.len()].copy_from_slice(now);
+            self.files.set(number, *page, 0).with_context(failed)?;
+            index += now.len();
+            left = later;
         }
         Ok(())
     }

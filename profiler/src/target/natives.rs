@@ -8,7 +8,7 @@ use profiler_ebpf::{MAX_MAPPINGS, MAX_PROCESS_MAPPINGS, Mapping};
 use rustc_hash::FxHashMap;
 
 use crate::{
-    bpf::{Kernel, ROWS_MAX},
+    bpf::{Kernel, WORDS_MAX},
     cpython::{self, Interpreter, VDSO},
     memory::ProcessMemory,
     unwind::{Module, Modules, Ranges, Rules, Table},
@@ -20,11 +20,15 @@ const VDSO_MAX: usize = 1 << 20;
 /// A file as `/proc/PID/maps` names it: device and inode.
 type FileKey = (Arc<str>, u64);
 
-/// The rows of one file in the kernel's map.
+/// The table of one file in the kernel's map.
 #[derive(Clone, Copy)]
 struct Loaded {
+    /// Its words: index of the first, and how many.
     first: u32,
-    rows: u32,
+    words: u32,
+    blocks: u32,
+    /// Where in the file the first block starts.
+    start: u32,
     /// How many spaces have it mapped.
     users: u32,
 }
@@ -44,7 +48,7 @@ pub(super) struct Natives {
     rules: Rules,
     /// How many rules the kernel has.
     rules_set: usize,
-    rows: Ranges,
+    words: Ranges,
     slots: Ranges,
     files: FxHashMap<FileKey, Loaded>,
     /// By number.
@@ -66,7 +70,7 @@ impl Default for Natives {
         Natives {
             rules: Rules::default(),
             rules_set: 0,
-            rows: Ranges::new(ROWS_MAX),
+            words: Ranges::new(WORDS_MAX),
             slots: Ranges::new(MAX_MAPPINGS),
             files: FxHashMap::default(),
             spaces: FxHashMap::default(),
@@ -124,9 +128,9 @@ impl Natives {
             mappings.push(Mapping {
                 start: module.start,
                 end: module.end,
-                offset: module.offset,
-                first_row: loaded.first,
-                rows: loaded.rows,
+                offset: module.offset.wrapping_sub(loaded.start.into()),
+                table: loaded.first,
+                blocks: loaded.blocks,
             });
         }
         let count = mappings.len() as u32;
@@ -145,19 +149,20 @@ impl Natives {
         if space.count > 0 {
             kernel.tables()?.set_mappings(space.first, &mappings)?;
         }
+        self.last_space += 1;
         // An exec meanwhile has another id; what is read here then is nobody's.
         if let Some(mut target) = kernel.target(pid).filter(|target| target.id == id) {
             (target.first_mapping, target.mapping_count) = (space.first, space.count);
+            target.mappings_id = self.last_space;
             kernel.set_target(pid, &target)?;
         }
         self.leave(id);
-        self.last_space += 1;
         self.spaces.insert(self.last_space, space);
         self.processes.insert(id, self.last_space);
         Ok(())
     }
 
-    /// Loads the table of a file that nobody has mapped before. One that has none has no rows.
+    /// Loads the table of a file that nobody has mapped before. One that has none has no blocks.
     fn load_file(
         &mut self,
         kernel: &mut Kernel,
@@ -165,15 +170,19 @@ impl Natives {
         table: Option<Table>,
     ) -> Result<Loaded> {
         self.refused += u64::from(table.is_none());
-        let table = table.unwrap_or_default();
-        let rows = table.rows.len() as u32;
+        let table = table.unwrap_or_default().packed();
         let mut loaded = Loaded {
             first: 0,
-            rows: 0,
+            words: 0,
+            blocks: 0,
+            start: table.start,
             users: 1,
         };
-        match self.rows.take(rows) {
-            Some(first) => (loaded.first, loaded.rows) = (first, rows),
+        let words = table.words.len() as u32;
+        match self.words.take(words) {
+            Some(first) => {
+                (loaded.first, loaded.words, loaded.blocks) = (first, words, table.blocks);
+            }
             None => self.full += 1,
         }
         let tables = kernel.tables()?;
@@ -181,9 +190,8 @@ impl Natives {
             tables.set_rule(number, &rule)?;
         }
         self.rules_set = self.rules.len();
-        if loaded.rows > 0 {
-            let rows = table.rows.iter().map(|row| (row.start, row.rule));
-            tables.set_rows(loaded.first, rows)?;
+        if loaded.words > 0 {
+            tables.set_table(loaded.first, &table.words)?;
         }
         self.files.insert(key.clone(), loaded);
         Ok(loaded)
@@ -222,7 +230,7 @@ impl Natives {
                 };
                 loaded.users -= 1;
                 if loaded.users == 0 {
-                    self.rows.give_back(loaded.first, loaded.rows);
+                    self.words.give_back(loaded.first, loaded.words);
                     self.files.remove(key);
                 }
             }

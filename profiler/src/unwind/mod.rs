@@ -3,11 +3,13 @@
 //! knows no process, and what becomes of its tables is `target`'s.
 
 mod modules;
+mod packed;
 mod ranges;
 mod rules;
 mod table;
 
 pub use modules::{Module, Modules};
+pub use packed::Packed;
 pub use ranges::Ranges;
 pub use rules::Rules;
 pub use table::{Refusal, Row, Table};

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use bytemuck::Zeroable as _;
-use profiler_ebpf::native::{Entries, NEWER_UNTOLD, address, newer};
+use profiler_ebpf::native::{Entries, NEWER_UNTOLD, Native, address, newer};
 use profiler_ebpf::python::Memory;
 use profiler_ebpf::{Cfa, MAX_NATIVE, NativeEnd, RBP, RSP, Rbp, Rule};
 use pyebpf::unwind::{Row, Rules};
 
-use super::{Files, walk};
+use super::{Files, walk, walk_again};
 
 /// Where the code is, 256 bytes for each function, and where the stack.
 const CODE: u64 = 0x40_0000;
@@ -80,6 +80,14 @@ fn entries(told: bool, met: &[(u64, u32)]) -> Entries {
         entries.meet(STACK + at, frames);
     }
     entries
+}
+
+/// Likewise, after other walks.
+fn again(native: &mut Native, memory: &Words, files: &Files, ip: u64) -> (Vec<u64>, NativeEnd) {
+    let registers = [(RSP, STACK), (RBP, STACK + 0x40)];
+    let none = entries(true, &[]);
+    let (frames, end) = walk_again(native, memory, files, &none, ip, &registers);
+    (frames.into_iter().map(address).collect(), end)
 }
 
 /// Walks from the first instruction of function 0.
@@ -290,24 +298,12 @@ fn each_frame_tells_how_many_python_frames_are_newer() {
     // frame in them.
     let rules = [based(RSP, 32); 5];
     let mut files = program(&rules);
-    let last = program(&[special(Cfa::End)]);
-    files
-        .mappings
-        .extend(last.mappings.iter().map(|&mapping| profiler_ebpf::Mapping {
-            start: mapping.start + 0x1_0000,
-            end: mapping.end + 0x1_0000,
-            first_row: 5,
-            ..mapping
-        }));
-    files.rows.extend(&last.rows);
-    let number = *last
-        .rules
-        .iter()
-        .find(|(_, rule)| rule.cfa == Cfa::End as u8)
-        .unwrap()
-        .0;
-    files.rules.insert(100, last.rules[&number]);
-    files.rows[5].rule = 100;
+    let last = Row {
+        start: 0x1000,
+        rule: 100,
+    };
+    files.map(CODE + 0x1_0000, CODE + 0x1_0100, 0x1000, &[last]);
+    files.rules.insert(100, special(Cfa::End));
     let outside = CODE + 0x1_0004;
     let memory: Vec<(u64, u64)> = (0..5)
         .map(|at| {
@@ -334,4 +330,71 @@ fn each_frame_tells_how_many_python_frames_are_newer() {
     assert_eq!(numbers(&entries(true, &[(24, 7)])), [7, 7, 7, 7, 7, 7]);
     assert_eq!(numbers(&entries(true, &[])), [0; 6]);
     assert_eq!(numbers(&entries(false, &met)), [NEWER_UNTOLD; 6]);
+}
+
+#[test]
+fn a_row_holds_up_to_the_next_in_whichever_block() {
+    // In the first block and the third, at both ends of the fourth, and in the seventh.
+    let starts = [0x1404, 0x1c10, 0x1c11, 0x2000, 0x23ff, 0x2c00];
+    let kinds = [Cfa::End, Cfa::Unsupported];
+    let ends = [NativeEnd::Complete, NativeEnd::Unsupported];
+    let mut files = Files::default();
+    let rows = starts.iter().zip(0..).map(|(&start, index)| Row {
+        start,
+        rule: index % 2,
+    });
+    // Another file's table before that.
+    files.words.extend([7; 1000]);
+    files.map(CODE, CODE + 0x3000, 0x1000, &rows.collect::<Vec<_>>());
+    files.rules = (0..).zip(kinds.map(special)).collect();
+    for offset in 0x1000..0x3000 {
+        let before = starts.partition_point(|&start| u64::from(start) <= offset);
+        let end = match before {
+            0 => NativeEnd::NoRule,
+            _ => ends[(before - 1) % 2],
+        };
+        let ip = CODE + offset - 0x1000;
+        let (_, seen) = again(&mut Native::zeroed(), &words(&[]), &files, ip);
+        assert_eq!(seen, end, "{offset:x}");
+    }
+}
+
+#[test]
+fn callers_of_the_last_walk_are_known_again_where_they_are_the_same() {
+    // Frames of 16, 32 and 48 bytes, and the first.
+    let sizes = [16, 32, 48].map(|size| based(RSP, size));
+    let mut files = program(&[&sizes[..], &[special(Cfa::End)]].concat());
+    files.id = 1;
+    let mut native = Native::zeroed();
+    let stack = words(&[(8, code(1, 5)), (40, code(2, 9)), (88, code(3, 1))]);
+    let whole = [code(0, 0), code(1, 5), code(2, 9), code(3, 1)];
+    let expected = (whole.to_vec(), NativeEnd::Complete);
+    assert_eq!(again(&mut native, &stack, &files, code(0, 0)), expected);
+    // Without a search but for the newest frame: what is known is what the rules were.
+    let none = std::mem::take(&mut files.mappings);
+    let newest = Files {
+        mappings: vec![profiler_ebpf::Mapping {
+            end: code(1, 0),
+            ..none[0]
+        }],
+        words: files.words.clone(),
+        rules: files.rules.clone(),
+        id: 1,
+    };
+    files.mappings = none;
+    for _ in 0..100 {
+        assert_eq!(again(&mut native, &stack, &newest, code(0, 0)), expected);
+    }
+    // A caller that has another address at the same place, and one at another place.
+    let other = words(&[(8, code(1, 5)), (40, code(1, 7)), (72, code(3, 1))]);
+    let expected = (
+        vec![code(0, 0), code(1, 5), code(1, 7), code(3, 1)],
+        NativeEnd::Complete,
+    );
+    assert_eq!(again(&mut native, &other, &files, code(0, 0)), expected);
+    // The same addresses, in other files.
+    let mut others = program(&[sizes[0], special(Cfa::End)]);
+    others.id = 2;
+    let expected = (vec![code(0, 0), code(1, 5)], NativeEnd::Complete);
+    assert_eq!(again(&mut native, &other, &others, code(0, 0)), expected);
 }

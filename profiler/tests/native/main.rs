@@ -22,27 +22,45 @@ use bytemuck::Zeroable as _;
 use profiler_ebpf::native::{Entries, Native, Tables};
 use profiler_ebpf::python::Memory;
 use profiler_ebpf::{Mapping, NativeEnd, Rule, Target};
-use pyebpf::unwind::{Row, Rules};
+use pyebpf::unwind::{Row, Rules, Table};
 
 /// The tables of one process.
 #[derive(Default)]
 struct Files {
     mappings: Vec<Mapping>,
-    rows: Vec<Row>,
+    /// Of all tables.
+    words: Vec<u32>,
     rules: HashMap<u16, Rule>,
+    /// Changes with the mappings.
+    id: u64,
 }
 
 impl Files {
     /// Adds a mapping with these rows.
     fn map(&mut self, start: u64, end: u64, offset: u64, rows: &[Row]) {
+        let table = Table {
+            rows: rows.to_vec(),
+        };
+        let mapping = self.load(&table);
         self.mappings.push(Mapping {
             start,
             end,
-            offset,
-            first_row: self.rows.len() as u32,
-            rows: rows.len() as u32,
+            offset: offset.wrapping_add(mapping.offset),
+            ..mapping
         });
-        self.rows.extend(rows);
+    }
+
+    /// Adds a table: what is to be mapped of it, as far as the file tells.
+    fn load(&mut self, table: &Table) -> Mapping {
+        let packed = table.packed();
+        let table = self.words.len() as u32;
+        self.words.extend(&packed.words);
+        Mapping {
+            offset: u64::from(packed.start).wrapping_neg(),
+            table,
+            blocks: packed.blocks,
+            ..Mapping::default()
+        }
     }
 
     fn know(&mut self, rules: &Rules) {
@@ -52,6 +70,7 @@ impl Files {
     fn target(&self) -> Target {
         Target {
             mapping_count: self.mappings.len() as u32,
+            mappings_id: self.id,
             ..Target::default()
         }
     }
@@ -62,13 +81,12 @@ impl Tables for Files {
         self.mappings.get(slot as usize).copied()
     }
 
-    fn row_start(&self, index: u32) -> Option<u32> {
-        self.rows.get(index as usize).map(|row| row.start)
+    fn word(&self, index: u32) -> Option<u32> {
+        self.words.get(index as usize).copied()
     }
 
-    fn row_rule(&self, index: u32) -> Option<Rule> {
-        let row = self.rows.get(index as usize)?;
-        self.rules.get(&row.rule).copied()
+    fn rule(&self, number: u16) -> Option<Rule> {
+        self.rules.get(&number).copied()
     }
 }
 
@@ -80,7 +98,18 @@ fn walk(
     ip: u64,
     registers: &[(u8, u64)],
 ) -> (Vec<u64>, NativeEnd) {
-    let mut native = Native::zeroed();
+    walk_again(&mut Native::zeroed(), memory, files, entries, ip, registers)
+}
+
+/// As [`walk`], after others.
+fn walk_again(
+    native: &mut Native,
+    memory: &impl Memory,
+    files: &Files,
+    entries: &Entries,
+    ip: u64,
+    registers: &[(u8, u64)],
+) -> (Vec<u64>, NativeEnd) {
     for &(register, value) in registers {
         native.registers[register as usize] = value;
     }

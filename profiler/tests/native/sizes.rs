@@ -13,8 +13,7 @@ use object::{Object as _, ObjectSection as _};
 use profiler_ebpf::Rule;
 use pyebpf::unwind::{Rules, Table};
 
-/// Bytes that a row takes in the kernel (`profiler_ebpf::Page`), and a rule.
-const ROW_BYTES: usize = size_of::<u32>() + size_of::<u16>();
+/// Bytes that a rule takes in the kernel.
 const RULE_BYTES: usize = size_of::<Rule>();
 
 /// How the names of the files begin that are measured, where wheels are.
@@ -36,6 +35,8 @@ struct Size {
     section: u64,
     dwarf_rows: usize,
     rows: usize,
+    /// Of its table in the kernel.
+    words: usize,
     /// Rules that no file before has had.
     rules: usize,
     time: Duration,
@@ -43,7 +44,7 @@ struct Size {
 
 impl Size {
     fn bytes(&self) -> usize {
-        self.rows * ROW_BYTES + self.rules * RULE_BYTES
+        self.words * size_of::<u32>() + self.rules * RULE_BYTES
     }
 
     fn bytes_a_row(&self) -> f64 {
@@ -63,6 +64,7 @@ fn measure(path: &Path, rules: &mut Rules) -> Size {
         section,
         dwarf_rows,
         rows: table.rows.len(),
+        words: table.packed().words.len(),
         rules: rules.len() - known,
         time,
     }

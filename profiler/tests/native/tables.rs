@@ -1,17 +1,18 @@
 //! Our tables of a live process, in user space: of each file once, whoever maps it.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use bytemuck::Zeroable as _;
-use profiler_ebpf::native::{Entries, address};
+use profiler_ebpf::native::{Entries, Native, address};
 use profiler_ebpf::python::Memory;
-use profiler_ebpf::{NativeEnd, Rule};
+use profiler_ebpf::{Mapping, NativeEnd, Rule};
 use pyebpf::cpython::{self, VDSO, mapped_files};
 use pyebpf::memory::ProcessMemory;
 use pyebpf::unwind::{Module, Modules, Rules, Table};
 
 use super::stop::Registers;
-use super::{Files, walk};
+use super::{Files, walk_again};
 
 /// A mapping of code and its file's device.
 pub(crate) type Code = (String, cpython::Mapping);
@@ -21,9 +22,11 @@ pub(crate) type Code = (String, cpython::Mapping);
 pub(crate) struct Tables {
     pub(crate) files: Files,
     rules: Rules,
-    /// Of each file its rows in `files`.
-    known: HashMap<(String, u64), (u32, u32)>,
+    /// Of each file its table, and the same in `files`.
+    known: HashMap<(String, u64), (Table, Mapping)>,
     pub(crate) code: Vec<Code>,
+    /// Of the last walk.
+    native: RefCell<Option<Box<Native>>>,
 }
 
 impl Tables {
@@ -39,23 +42,20 @@ impl Tables {
         for (device, mapping) in &code {
             let files = &mut self.files;
             let key = (device.clone(), mapping.inode);
-            let (first_row, rows) = *self.known.entry(key).or_insert_with(|| {
-                let rows = table(pid, mapping, &mut self.rules)
-                    .unwrap_or_default()
-                    .rows;
-                let first = files.rows.len();
-                files.rows.extend(&rows);
-                (first as u32, rows.len() as u32)
+            let (_, loaded) = self.known.entry(key).or_insert_with(|| {
+                let table = table(pid, mapping, &mut self.rules).unwrap_or_default();
+                let loaded = files.load(&table);
+                (table, loaded)
             });
-            files.mappings.push(profiler_ebpf::Mapping {
+            files.mappings.push(Mapping {
                 start: mapping.start,
                 end: mapping.end,
-                offset: mapping.offset,
-                first_row,
-                rows,
+                offset: mapping.offset.wrapping_add(loaded.offset),
+                ..*loaded
             });
         }
         self.files.know(&self.rules);
+        self.files.id += 1;
         self.code = code;
         true
     }
@@ -68,23 +68,23 @@ impl Tables {
     ) -> (Vec<u64>, NativeEnd) {
         let numbered: Vec<(u8, u64)> = (0..).zip(registers.others).collect();
         let ip = registers.ip;
-        let (frames, end) = walk(memory, &self.files, &Entries::zeroed(), ip, &numbered);
+        let mut native = self.native.borrow_mut();
+        let native = native.get_or_insert_with(|| Box::new(Native::zeroed()));
+        let entries = Entries::zeroed();
+        let (frames, end) = walk_again(native, memory, &self.files, &entries, ip, &numbered);
         (frames.into_iter().map(address).collect(), end)
     }
 
     /// The rule for an address of the process looked at last.
     pub(crate) fn rule(&self, address: u64) -> Option<Rule> {
-        let files = &self.files;
-        let mut mappings = files.mappings.iter();
-        let mapping = mappings.find(|it| (it.start..it.end).contains(&address))?;
+        let mut code = self.code.iter();
+        let (device, mapping) = code.find(|(_, it)| (it.start..it.end).contains(&address))?;
         let offset = address - mapping.start + mapping.offset;
-        let first = mapping.first_row as usize;
-        let rows = &files.rows[first..first + mapping.rows as usize];
+        let (table, _) = self.known.get(&(device.clone(), mapping.inode))?;
+        let rows = &table.rows;
         let after = rows.partition_point(|row| u64::from(row.start) <= offset);
-        files
-            .rules
-            .get(&rows.get(after.checked_sub(1)?)?.rule)
-            .copied()
+        let row = rows.get(after.checked_sub(1)?)?;
+        self.files.rules.get(&row.rule).copied()
     }
 
     /// What the process looked at last runs code from.

@@ -53,16 +53,15 @@ impl Talking {
     /// What is known of the container that this process is in, within a few seconds.
     fn whose(&self, pid: u32) -> Result<Container> {
         let groups = Cgroups::of(pid).context("the process has ended")?;
-        let id = groups.container().context("it is in no container")?;
         let end = Instant::now() + Duration::from_secs(10);
         loop {
-            match self.pods.of(id) {
-                Known::Is(container) => return Ok((*container).clone()),
-                Known::Never(why) => bail!("{id}: {why}"),
-                Known::NotYet => {
-                    ensure!(Instant::now() < end, "{id}: {}", self.pods.source());
+            match self.pods.of_groups(&groups) {
+                Some(Known::Is(container)) => return Ok((*container).clone()),
+                Some(Known::NotYet) => {
+                    ensure!(Instant::now() < end, "{groups:?}: {}", self.pods.source());
                     sleep(Duration::from_millis(20));
                 }
+                other => bail!("{groups:?}: {other:?}"),
             }
         }
     }

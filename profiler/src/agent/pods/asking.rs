@@ -16,9 +16,10 @@ use tokio::{
 use super::{
     Asked, Container, Known, Settings, Source,
     cri::{Runtime, SOCKETS},
-    kubernetes,
+    cut, kubernetes,
     table::Table,
 };
+use crate::target::Cgroups;
 
 /// Least time between two requests for all containers, and how often the time that one took, so that
 /// asking takes a small part of a CPU however many containers come and go.
@@ -66,6 +67,7 @@ impl Pods {
             source: settings.source,
             sockets,
             node: node.to_owned(),
+            is_in_kubernetes: kubernetes::is_there(),
         };
         tokio::spawn(place.ask(Arc::clone(&pods.shared)));
         Ok(pods)
@@ -99,6 +101,23 @@ impl Pods {
             self.shared.wanted.notify_one();
         }
         known
+    }
+
+    /// What is known of the innermost container in these groups that is known: in a pod there may be
+    /// containers of which only those know that are in it. `None` when they are in none.
+    pub fn of_groups(&self, groups: &Cgroups) -> Option<Known> {
+        let innermost = self.of(groups.container()?);
+        let mut best = innermost;
+        for id in groups.containers() {
+            if matches!(best, Known::Is(_)) {
+                break;
+            }
+            match self.of(id) {
+                Known::Never(_) => {}
+                known => best = known,
+            }
+        }
+        Some(best)
     }
 
     /// Who is asked, and how that goes.
@@ -158,11 +177,16 @@ impl Shared {
         });
     }
 
+    /// Notes that by now everything has been told.
+    pub(super) fn answered(&self, by: Instant) {
+        self.table().answered(by);
+    }
+
     /// Notes that there was no answer.
     pub(super) fn failed(&self, error: String) {
         self.asked.send_modify(|asked| {
             asked.failures += 1;
-            asked.failing = Some(error);
+            asked.failing = Some(cut(error));
         });
     }
 }
@@ -173,38 +197,53 @@ struct Place {
     source: Source,
     sockets: Vec<PathBuf>,
     node: String,
+    /// Whether there is what leads to an API.
+    is_in_kubernetes: bool,
 }
 
 impl Place {
     async fn ask(self, shared: Arc<Shared>) {
+        match self.source {
+            Source::None => return shared.asks_nobody("the settings say so"),
+            Source::Kubernetes => return kubernetes::ask(&shared, &self.node, "").await,
+            Source::Auto | Source::Cri => {}
+        }
+        let (runtime, socket, others) = match self.runtime().await {
+            Ok(found) => found,
+            Err(why) => tokio::select! {
+                () = self.ask_others(&shared, &why) => return,
+                // It may start later than the agent, and knows of containers earlier than others.
+                found = self.later() => found,
+            },
+        };
+        let who = format!("{} at {}", runtime.name, socket.display());
+        let said = format!("the container runtime, {who}{others}");
+        shared.asks(Source::Cri, &who, said, CRI_PATIENCE);
+        ask_runtime(&shared, runtime, socket).await;
+    }
+
+    /// For as long as no runtime answers; `why` that is so.
+    async fn ask_others(&self, shared: &Shared, why: &str) {
+        match self.source {
+            Source::Auto if self.is_in_kubernetes => {
+                return kubernetes::ask(shared, &self.node, why).await;
+            }
+            Source::Auto => shared.asks_nobody(&format!(
+                "{why}; no Kubernetes API: KUBERNETES_SERVICE_HOST and KUBECONFIG are not set"
+            )),
+            _ => shared.asks_nobody(why),
+        }
+        std::future::pending().await
+    }
+
+    /// The first runtime that answers from now on.
+    async fn later(&self) -> (Runtime, &Path, String) {
         let mut wait = RETRY;
         loop {
-            let mut why = match self.source {
-                Source::None => "the settings say so".to_owned(),
-                Source::Kubernetes => String::new(),
-                Source::Auto | Source::Cri => match self.runtime().await {
-                    Ok((runtime, socket, others)) => {
-                        let who = format!("{} at {}", runtime.name, socket.display());
-                        let said = format!("the container runtime, {who}{others}");
-                        shared.asks(Source::Cri, &who, said, CRI_PATIENCE);
-                        return ask_runtime(&shared, runtime, socket).await;
-                    }
-                    Err(why) => why,
-                },
-            };
-            let is_there = kubernetes::is_there();
-            if self.source == Source::Kubernetes || self.source == Source::Auto && is_there {
-                return kubernetes::ask(&shared, &self.node, &why).await;
-            }
-            if self.source == Source::Auto {
-                why += "; the Kubernetes API: KUBERNETES_SERVICE_HOST and KUBECONFIG are not set";
-            }
-            shared.asks_nobody(&why);
-            if self.source == Source::None {
-                return;
-            }
-            // A runtime may start later than the agent.
             sleep(wait).await;
+            if let Ok(found) = self.runtime().await {
+                return found;
+            }
             wait = (wait * 2).min(RETRY_MAX);
         }
     }
@@ -212,25 +251,25 @@ impl Place {
     /// The first runtime that answers, its socket, and what is wrong with those before it; or what is
     /// wrong with all of them.
     async fn runtime(&self) -> Result<(Runtime, &Path, String), String> {
-        let mut wrong = Vec::new();
+        let (mut missing, mut wrong) = (Vec::new(), Vec::new());
         for socket in &self.sockets {
             let found = timeout(PROBE, Runtime::at(socket)).await;
             let why = match found {
-                Ok(Ok(runtime)) => {
-                    // Those that are not there are no news.
-                    wrong.retain(|why: &String| !why.ends_with("not there"));
-                    let others = match wrong.is_empty() {
-                        true => String::new(),
-                        false => format!("; {}", wrong.join(", ")),
-                    };
-                    return Ok((runtime, socket, others));
-                }
+                // Those that are not there are no news.
+                Ok(Ok(runtime)) => return Ok((runtime, socket, wrong.concat())),
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => format!("it does not answer within {} s", PROBE.as_secs()),
             };
-            wrong.push(format!("{}: {why}", socket.display()));
+            match socket.exists() {
+                true => wrong.push(format!("; {}: {why}", socket.display())),
+                false => missing.push(socket.display().to_string()),
+            }
         }
-        Err(format!("no container runtime: {}", wrong.join(", ")))
+        let missing = match &*missing.join(", ") {
+            "" => String::new(),
+            missing => format!("; not there: {missing}"),
+        };
+        Err(format!("no container runtime{}{missing}", wrong.concat()))
     }
 }
 

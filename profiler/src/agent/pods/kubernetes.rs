@@ -30,6 +30,8 @@ const ANSWER_MAX: usize = 32 << 20;
 const PAGE: u32 = 20;
 /// How long the API may take to list the pods.
 const ANSWER: Duration = Duration::from_secs(20);
+/// How often a watch is looked after.
+const LOOK: Duration = Duration::from_secs(5);
 /// A watch without any event, not even one that nothing has happened, has broken. The API ends one
 /// after five minutes.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -76,8 +78,6 @@ where
 
 /// From the file that KUBECONFIG names, else as a pod's service account.
 async fn client() -> Result<Client> {
-    // Refused where somebody has done so before.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut config = Config::infer().await.context("no way to the API")?;
     config.connect_timeout = Some(ANSWER);
     bounded(config)
@@ -85,6 +85,8 @@ async fn client() -> Result<Client> {
 
 /// One whose answers have a bound.
 fn bounded(config: Config) -> Result<Client> {
+    // Refused where somebody has done so before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = ClientBuilder::try_from(config).context("no way to the API")?;
     let bound = MapResponseLayer::new(|answer: http::Response<_>| {
         answer.map(|body| Limited::new(body, ANSWER_MAX))
@@ -100,12 +102,13 @@ async fn watch(shared: &Shared, client: Client, node: &str, retry: &mut Duration
         .page_size(PAGE);
     let mut events = pin!(watcher::watcher(pods, config));
     let mut began = Instant::now();
+    let mut heard = began;
     let mut is_listed = false;
     loop {
-        let limit = if is_listed { SILENCE } else { ANSWER };
-        match timeout(limit, events.next()).await {
+        match timeout(LOOK, events.next()).await {
             Ok(Some(Ok(event))) => {
                 *retry = RETRY;
+                heard = Instant::now();
                 match event {
                     Event::Init => {
                         began = Instant::now();
@@ -121,10 +124,36 @@ async fn watch(shared: &Shared, client: Client, node: &str, retry: &mut Duration
                     }
                 }
             }
-            Ok(Some(Err(error))) => return error.into(),
+            Ok(Some(Err(error))) => return with_remedy(error),
             Ok(None) => return anyhow!("the watch has ended"),
-            Err(_) => return anyhow!("no answer within {} s", limit.as_secs()),
+            Err(_) => {
+                let limit = if is_listed { SILENCE } else { ANSWER };
+                if heard.elapsed() >= limit {
+                    return anyhow!("no answer within {} s", limit.as_secs());
+                }
+                // That nothing is told is an answer, too.
+                if is_listed {
+                    shared.answered(Instant::now());
+                }
+            }
         }
+    }
+}
+
+/// What the API says, and what to do where that is known.
+fn with_remedy(error: watcher::Error) -> anyhow::Error {
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    match &error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status)) => {
+            let remedy = match status.code {
+                401 => ": the token of this pod's service account is not taken",
+                403 => ": let this pod's service account list and watch pods",
+                _ => "",
+            };
+            anyhow!("the API says: {}{remedy}", status.message)
+        }
+        _ => error.into(),
     }
 }
 

@@ -22,6 +22,7 @@ const ID_MAX: usize = 128;
 const UNANSWERED: Duration = Duration::from_secs(120);
 /// After how long an id that nobody knew is asked for again, each time twice that.
 const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = UNANSWERED;
 
 /// See the head of the file.
 #[derive(Debug)]
@@ -175,7 +176,7 @@ impl Table {
             if question.since <= asked {
                 question.answered = true;
                 question.due = asked + question.wait;
-                question.wait = question.wait.saturating_mul(2);
+                question.wait = (question.wait * 2).min(AGAIN_MAX);
             }
         }
     }

@@ -148,18 +148,81 @@ async fn a_runtime_may_come_after_the_agent() {
     let pods = pods(fake.socket());
     let asked = pods.chosen().await;
     assert_eq!(asked.source, Source::None);
-    assert!(asked.said.contains("cri.sock: not there"), "{asked}");
+    let said = format!(
+        "nobody: no container runtime; not there: {}",
+        fake.socket().display()
+    );
+    assert_eq!(asked.to_string(), said);
     let known = pods.of(&id(1));
     assert!(matches!(&known, Known::Never(why) if why.contains("not there")));
     fake.set(|state| state.containers.push(container(1)));
     fake.serve();
-    for _ in 0..500 {
-        if pods.source().source == Source::Cri {
-            break;
-        }
+    asks(&pods, Source::Cri).await;
+    is_named(&pods, 1, 5).await;
+}
+
+/// Waits until this is asked.
+async fn asks(pods: &Pods, source: Source) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while pods.source().source != source {
+        assert!(Instant::now() < end, "{}", pods.source());
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test]
+async fn the_api_is_asked_until_there_is_a_runtime() {
+    let fake = Fake::start();
+    fake.set(|state| {
+        state.manner = Manner::NoCri;
+        state.containers.push(container(1));
+    });
+    let pods = Pods::idle();
+    let place = Place {
+        source: Source::Auto,
+        sockets: vec![fake.socket()],
+        node: "node-1".to_owned(),
+        is_in_kubernetes: true,
+    };
+    tokio::spawn(place.ask(pods.shared()));
+    asks(&pods, Source::Kubernetes).await;
+    let said = pods.source().said;
+    let expected = "the Kubernetes API, for the pods of node node-1; no container runtime; ";
+    assert!(said.starts_with(expected), "{said}");
+    assert!(
+        said.contains("cri.sock: Version: it does not speak CRI v1"),
+        "{said}"
+    );
+    fake.set(|state| state.manner = Manner::Well);
+    asks(&pods, Source::Cri).await;
     is_named(&pods, 1, 5).await;
+}
+
+#[tokio::test]
+async fn of_nested_containers_the_innermost_is_meant_that_is_known() {
+    let fake = Fake::start();
+    fake.set(|state| state.containers = vec![container(1), container(2)]);
+    let pods = pods(fake.socket());
+    is_named(&pods, 1, 5).await;
+    let of = |path: &str| {
+        let text = format!("4:memory:{path}\n0::{path}\n");
+        pods.of_groups(&Cgroups::parse(text.as_bytes()))
+    };
+    let name = |known| match known {
+        Some(Known::Is(container)) => container.name.clone(),
+        other => format!("{other:?}"),
+    };
+    let (first, second, stranger) = (id(1), id(2), id(3));
+    assert_eq!(of("/user.slice"), None);
+    assert_eq!(
+        name(of(&format!("/kubepods/{first}/docker/{second}"))),
+        "app-2"
+    );
+    assert_eq!(
+        name(of(&format!("/kubepods/{first}/docker/{stranger}"))),
+        "app-1"
+    );
+    assert_eq!(of(&format!("/docker/{stranger}")), Some(Known::NotYet));
 }
 
 #[tokio::test]
@@ -182,10 +245,15 @@ async fn the_first_socket_that_answers_is_taken_and_the_others_are_told_of() {
         source: Source::Auto,
         sockets: vec!["/nowhere".into(), off.socket(), on.socket()],
         node: String::new(),
+        is_in_kubernetes: false,
     };
     let (runtime, socket, others) = place.runtime().await.unwrap();
     assert_eq!((&*runtime.name, socket), ("fake 1.2", &*on.socket()));
     let expected = off.socket();
-    assert!(others.contains(expected.to_str().unwrap()) && !others.contains("nowhere"));
+    let expected = format!("; {}: ", expected.display());
+    assert!(
+        others.starts_with(&expected) && !others.contains("nowhere"),
+        "{others}"
+    );
     assert!(others.contains("does not speak CRI v1"), "{others}");
 }

@@ -97,15 +97,28 @@ impl Api {
 
     /// Begins to ask it.
     fn pods(&self) -> Pods {
-        let pods = Pods::idle();
-        let (shared, address) = (pods.shared(), self.address.parse().unwrap());
-        tokio::spawn(async move {
-            let config = Config::new(address);
-            let client = || std::future::ready(bounded(config.clone()));
-            ask_as(&shared, "node-1", "", client).await;
-        });
-        pods
+        pods(&self.address)
     }
+}
+
+/// Begins to ask the API at this address.
+fn pods(address: &str) -> Pods {
+    let pods = Pods::idle();
+    let (shared, address) = (pods.shared(), address.parse().unwrap());
+    tokio::spawn(async move {
+        let config = Config::new(address);
+        let client = || std::future::ready(bounded(config.clone()));
+        ask_as(&shared, "node-1", "", client).await;
+    });
+    pods
+}
+
+#[tokio::test]
+async fn an_api_that_refuses_connections_is_told_of() {
+    let pods = pods("https://127.0.0.1:1");
+    until(&pods, |asked| asked.failing.is_some()).await;
+    let said = pods.source().to_string();
+    assert!(said.contains("refused"), "{said}");
 }
 
 async fn answer(
@@ -216,6 +229,26 @@ async fn the_pods_of_this_node_alone_are_asked_for() {
     }
 }
 
+#[tokio::test]
+async fn what_a_silent_watch_does_not_tell_of_is_not_there() {
+    let api = Api::start(Manner::Well).await;
+    let pods = api.pods();
+    named(&pods, WEB).await;
+    assert_eq!(pods.of(LATE), Known::NotYet);
+    let patience = Duration::from_secs(1);
+    let shared = pods.shared();
+    shared.asks(Source::Kubernetes, "the API", String::new(), patience);
+    let end = Instant::now() + 4 * LOOK;
+    let never = loop {
+        match pods.of(LATE) {
+            Known::Never(why) => break why,
+            known => assert!(Instant::now() < end, "{known:?}"),
+        }
+        sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(&*never, "the API does not know it");
+}
+
 fn event(kind: &str, change: impl FnOnce(&mut Value)) -> String {
     let list: Value = serde_json::from_str(LIST).unwrap();
     let mut pod = list["items"][0].clone();
@@ -282,7 +315,12 @@ async fn a_watch_that_breaks_is_begun_again() {
 #[tokio::test]
 async fn an_api_that_refuses_or_talks_nonsense_is_told_of_and_asked_again() {
     for (manner, said) in [
-        (Manner::Forbidden, "pods is forbidden: User"),
+        (
+            Manner::Forbidden,
+            "no answer now: the API says: pods is forbidden: User \"system:serviceaccount:pyebpf:pyebpf\" \
+             cannot list resource \"pods\" in API group \"\" at the cluster scope: let this pod's \
+             service account list and watch pods",
+        ),
         (Manner::Nonsense, "failed to perform initial object list"),
         (Manner::TooMuch, "length limit exceeded"),
     ] {

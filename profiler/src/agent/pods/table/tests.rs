@@ -43,6 +43,10 @@ fn who_does_not_know_an_id_is_asked_again_ever_less_and_then_no_more() {
         table.answered(due);
     }
     assert_eq!(asked, [0, 1, 3, 7]);
+    // For however long it stays unknown.
+    for _ in 0..100 {
+        table.answered(start);
+    }
     let later = |seconds| start + Duration::from_secs(seconds);
     assert_eq!(never(&mut table, "a", later(14)), None);
     let reason = never(&mut table, "a", later(15)).unwrap();

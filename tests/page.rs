@@ -72,6 +72,14 @@ async fn a_click_on_a_process_draws_its_flame_graph() {
         { "drawn": "JSON.decode (json/decoder.py" },
         { "see": ["whose", "document.querySelector('#whose').textContent"] },
         { "see": ["trouble", "document.querySelector('#trouble').hidden"] },
+        // Its own script works: a click on a frame makes it as wide as the picture.
+        { "act": "document.querySelector('#unzoom').classList.contains('hide')" },
+        { "act": "[...document.querySelectorAll('#frames g')].find(g => g.textContent.includes('JSON.decode')).dispatchEvent(new MouseEvent('click', { bubbles: true }))" },
+        { "act": "!document.querySelector('#unzoom').classList.contains('hide')" },
+        { "act": "unzoom(), true" },
+        { "type": ["#within", "decode (json"] },
+        // 5 of 27 samples: what is no regular expression is taken as it stands.
+        { "act": "document.querySelector('#matched').textContent === 'Matched: 18.5%'" },
         // The picture can't reach the page, nor the page the picture.
         { "see": ["apart", "document.querySelector('iframe').contentDocument === null"] },
         // One that is left out is not profiled.
@@ -154,6 +162,8 @@ async fn a_failure_is_shown_and_live_profiles_go_on_until_they_are_stopped() {
         { "see": ["first", "window.first = document.querySelector('iframe'), true"] },
         { "until": "document.querySelector('iframe') !== window.first" },
         { "drawn": "größe.数" },
+        { "see": ["longer", "document.querySelector('#seconds').value = '300'"] },
+        { "until": "/[0-9]{3} s/.test(document.querySelector('#left').textContent)" },
         { "click": "#stop" },
         { "until": "document.querySelector('#stop').hidden" },
         { "see": ["gone", "profile({ query: { pid: 4242 }, words: 'gone' })"] },

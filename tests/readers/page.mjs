@@ -4,8 +4,9 @@
 //
 // STEPS is a JSON list, each of one key: `click` (a CSS selector), `type` ([selector, text]), `until`
 // (an expression of the page that becomes true), `drawn` (a text in the picture, whose frame is of no
-// origin), `see` ([name, expression]), `emulate` ({ width, height, dark }), `shot` (a file for a picture
-// of it all). The browser is spoken to through its debugging pipe, whose messages end with a zero byte.
+// origin), `act` (an expression in the picture that becomes true), `see` ([name, expression]), `emulate`
+// ({ width, height, dark }), `shot` (a file for a picture of it all). The browser is spoken to through
+// its debugging pipe, whose messages end with a zero byte.
 
 import { spawn } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
@@ -13,7 +14,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 const [chromium, url, steps] = process.argv.slice(2)
-const PATIENCE = 60_000
+const PATIENCE = 30_000
 
 const profile = mkdtempSync(join(tmpdir(), 'pyebpf-page-'))
 const browser = spawn(
@@ -99,14 +100,15 @@ async function until(what, check) {
   }
 }
 
-/** Whether a frame shows a picture with this text. */
-async function isDrawn(text) {
-  const expression = `document.querySelector('svg')?.textContent.includes(${JSON.stringify(text)})`
+/** What an expression is in the frame with the picture; nothing where there is none yet. */
+async function inPicture(expression) {
   for (const { sessionId, id } of [...contexts.values()]) {
     // A frame that is being replaced has none.
-    if (await evaluate(expression, sessionId, id).catch(() => false)) return true
+    const value = await evaluate(`document.querySelector('#frames') && (${expression})`, sessionId, id)
+      .catch(() => null)
+    if (value) return value
   }
-  return false
+  return null
 }
 
 const seen = {}
@@ -119,7 +121,11 @@ async function run() {
   await send('Page.navigate', { url }, sessionId)
   const does = {
     until: expression => until(expression, () => evaluate(expression, sessionId).catch(() => false)),
-    drawn: text => until(`a picture with ${text}`, () => isDrawn(text)),
+    drawn: text => {
+      const expression = `document.querySelector('svg').textContent.includes(${JSON.stringify(text)})`
+      return until(`a picture with ${text}`, () => inPicture(expression))
+    },
+    act: expression => until(expression, () => inPicture(expression)),
     click: async selector => {
       const element = `document.querySelector(${JSON.stringify(selector)})`
       await until(selector, () => evaluate(`Boolean(${element})`, sessionId).catch(() => false))
@@ -156,11 +162,28 @@ async function run() {
 }
 
 let failed
-await run().catch(error => (failed = error))
+const tooLong = new Promise((_, reject) => {
+  setTimeout(() => reject(new Error('it all took too long')), 4 * PATIENCE).unref()
+})
+await Promise.race([run(), tooLong]).catch(error => (failed = error))
 browser.removeAllListeners('exit')
-const gone = new Promise(resolve => browser.on('exit', resolve))
-if (browser.exitCode === null && browser.kill('SIGKILL')) await gone
-rmSync(profile, { recursive: true, force: true, maxRetries: 5 })
+if (browser.exitCode === null) {
+  const gone = new Promise(resolve => browser.on('exit', resolve))
+  // Its other processes end with it, but not when it is killed.
+  send('Browser.close').catch(() => {})
+  const late = setTimeout(() => browser.kill('SIGKILL'), 10_000)
+  await gone
+  clearTimeout(late)
+}
+// Some of its processes may still write there for a moment.
+for (let tries = 20; tries > 0; tries--) {
+  try {
+    rmSync(profile, { recursive: true, force: true })
+    break
+  } catch {
+    await new Promise(resolve => setTimeout(resolve, 100))
+  }
+}
 if (failed) {
   console.error(failed)
   process.exit(1)

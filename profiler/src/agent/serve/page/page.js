@@ -72,7 +72,7 @@ function take(answer) {
   at('state').textContent =
     `samples at ${answer.rate} Hz${lowered} since ${duration(answer.up_seconds)}, ` +
     `${processes.length} Python ${processes.length === 1 ? 'process' : 'processes'}`
-  show()
+  show(true)
 }
 
 function duration(seconds) {
@@ -81,7 +81,8 @@ function duration(seconds) {
   return unit ? `${Math.floor(seconds / unit[0])} ${unit[1]}` : `${Math.round(seconds)} s`
 }
 
-function show() {
+/** With `keepOrder` a row that a pointer is about to click stays where it is. */
+function show(keepOrder = false) {
   const words = at('search').value.toLowerCase().split(/\s+/).filter(Boolean)
   const text = process =>
     [process.pid, process.command, process.python, ...Object.values(process.labels)].join(' ').toLowerCase()
@@ -91,6 +92,11 @@ function show() {
   })
   found.sort((a, b) => compare(a, b) || a.pid - b.pid)
   const list = at('processes')
+  if (keepOrder && list.matches(':hover')) {
+    const places = new Map([...list.children].map((tr, index) => [tr.process.pid, index]))
+    const place = process => places.get(process.pid) ?? Infinity
+    found.sort((a, b) => (place(a) === place(b) ? 0 : place(a) - place(b)))
+  }
   const shown = found.slice(0, ROWS_MAX)
   const wanted = shown.map(process => row(process))
   // Rows keep their place in the document where they can, and with it the focus.
@@ -193,7 +199,7 @@ async function profile(next) {
   at('profile').hidden = false
   at('whose').textContent = at('whose').title = target.words
   for (const tr of rows.values()) tr.classList.toggle('asked', tr.process.pid === target.pid)
-  link_formats()
+  linkFormats()
   at('profile').scrollIntoView({ block: 'nearest' })
   do {
     const response = await taken('flamegraph')
@@ -244,16 +250,24 @@ function draw(svg) {
   frame.setAttribute('sandbox', 'allow-scripts')
   frame.title = `flame graph of ${target.words}`
   frame.src = '/frame'
-  const ready = event => {
+  const hear = event => {
     if (event.source !== frame.contentWindow) return
-    removeEventListener('message', ready)
-    frame.contentWindow.postMessage(svg, '*')
+    if (event.data.ready) return frame.contentWindow.postMessage(svg, '*')
+    removeEventListener('message', hear)
+    searchPicture()
+    frame.style.height = `${Math.ceil(Number(event.data.height)) + 4}px`
   }
-  addEventListener('message', ready)
+  addEventListener('message', hear)
   at('picture').replaceChildren(frame)
 }
 
-function link_formats() {
+/** The picture's own search would ask with a dialogue, which its frame may not. */
+function searchPicture() {
+  const frame = at('picture').querySelector('iframe')
+  frame?.contentWindow.postMessage(at('within').value.trim(), '*')
+}
+
+function linkFormats() {
   for (const link of document.querySelectorAll('[data-format]')) link.href = pathOf(link.dataset.format)
 }
 
@@ -285,8 +299,9 @@ for (const button of document.querySelectorAll('th button')) {
     show()
   })
 }
-at('search').addEventListener('input', show)
-at('seconds').addEventListener('change', () => target && link_formats())
+at('within').addEventListener('input', searchPicture)
+at('search').addEventListener('input', () => show())
+at('seconds').addEventListener('change', () => target && linkFormats())
 at('live').addEventListener('change', () => {
   if (at('live').checked && target && at('stop').hidden) profile(target)
 })

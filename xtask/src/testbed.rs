@@ -22,7 +22,7 @@ use crate::setup::{cache, turn};
 /// A piece's name for the report, and how it is made. Quick and silent when it is there.
 type Piece = (&'static str, fn(&Path, &mut Apt) -> Result<()>);
 
-const PIECES: [Piece; 10] = [
+const PIECES: [Piece; 11] = [
     ("CPython 3.13, 3.14 and 3.15 of Debian sid", sid::prepare),
     (
         "runc, bubblewrap, a debug build and PyPy",
@@ -36,6 +36,7 @@ const PIECES: [Piece; 10] = [
     ("py-spy", readers::py_spy),
     ("go tool pprof", readers::pprof),
     ("speedscope", readers::speedscope),
+    ("a browser", readers::chromium),
 ];
 
 /// What could not be had.

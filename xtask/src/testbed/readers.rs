@@ -1,5 +1,6 @@
 //! Other people's tools: the readers that our files must satisfy (`venv/bin/go tool pprof`,
-//! `npm/node_modules/speedscope`) and the profiler that we are measured against (`venv/bin/py-spy`).
+//! `npm/node_modules/speedscope`), a browser for the agent's page, and the profiler that we are measured
+//! against (`venv/bin/py-spy`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,6 +50,19 @@ pub(super) fn speedscope(cache: &Path, apt: &mut Apt) -> Result<()> {
     let mut command = Command::new(npm);
     command.args(["install", "--no-audit", "--no-fund", "--ignore-scripts"]);
     quietly(command.arg("--prefix").arg(&prefix).arg("speedscope"))
+}
+
+/// Chromium, and node to speak with it, which use the agent's page in tests.
+pub(super) fn chromium(_: &Path, apt: &mut Apt) -> Result<()> {
+    let browsers = ["chromium", "chromium-browser", "google-chrome"];
+    let has_browser = browsers.into_iter().any(|name| find(name).is_some());
+    if has_browser && find("node").is_some() {
+        return Ok(());
+    }
+    if !Apt::is_here() {
+        bail!("there is no Chromium, or no node");
+    }
+    apt.install(&["chromium", "nodejs"], "to use the agent's page in tests")
 }
 
 /// Installs a package of PyPI into a virtual environment of our own; gives the program in it.

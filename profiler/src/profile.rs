@@ -9,6 +9,7 @@ use indexmap::IndexSet;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 pub use self::label::{escape, plural};
+pub use self::part::Part;
 pub use self::parts::{
     Count, Frame, FrameId, Function, FunctionId, LineShape, Meta, Module, ModuleId, Moment,
     Process, ProcessId, Shape, StackId, Thread, ThreadId,
@@ -16,6 +17,7 @@ pub use self::parts::{
 use self::stack_table::StackTable;
 
 mod label;
+mod part;
 mod parts;
 mod places;
 pub(crate) mod stack_table;
@@ -98,6 +100,18 @@ impl Profile {
         profile
     }
 
+    /// An empty one of the same recording.
+    pub fn renewed(&self) -> Profile {
+        Profile::new(self.meta.clone(), self.shape, self.timeline.is_some())
+    }
+
+    /// Whether half of the memory is used that names, frames or stacks may take.
+    pub fn is_half_full(&self) -> bool {
+        self.stacks.len() > MAX_NODES / 2
+            || self.frames.len() > MAX_FRAMES / 2
+            || self.text > MAX_TEXT / 2
+    }
+
     /// A process whose threads will be sampled. Each call makes a new one: a pid that is used
     /// again, or has replaced its program, is another process.
     pub fn add_process(&mut self, process: Process) -> ProcessId {
@@ -141,6 +155,19 @@ impl Profile {
         }
         self.text = text;
         FunctionId(self.functions.insert_full(function).0 as u32)
+    }
+
+    /// Interns a function of another profile.
+    pub fn take_function(&mut self, other: &Profile, id: FunctionId) -> FunctionId {
+        let mut function = other.function_of(id).clone();
+        if function.is_marker() {
+            // Our own words, which are kept whatever targets have used up.
+            return FunctionId(self.functions.insert_full(function).0 as u32);
+        }
+        function.module = function
+            .module
+            .map(|module| self.module(other.module_of(module).clone()));
+        self.function(function)
     }
 
     /// Interns a module. When the names fill their memory, it becomes one that says so.

@@ -7,7 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     cpython::threads,
-    profile::{FrameId, Process, ProcessId, Profile, ThreadId},
+    profile::{FrameId, Process, ProcessId, Profile, StackId, ThreadId},
     sample::{self, Captured, Frames},
     symbolize::{Naming, Symbols},
     tally::{Shown, Tally, shown},
@@ -20,11 +20,44 @@ const THREADS_MAX: usize = 1 << 16;
 /// Most samples that wait for names.
 const WAITING_MAX: usize = 4096;
 
+/// Where samples go, named.
+pub trait Sink {
+    /// Takes a sample of `process`, whose thread and stack are those of `profile`.
+    fn take(&mut self, profile: &mut Profile, process: &Incarnation, seen: Seen);
+}
+
+/// A sample that is to be shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// The incarnation that it is of.
+    pub incarnation: u32,
+    pub thread: ThreadId,
+    pub stack: StackId,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    /// Nanoseconds that it stands for.
+    pub weight: u64,
+    /// Whether nothing of its stack is missing.
+    pub complete: bool,
+}
+
+/// Counts each sample in the profile itself.
+#[derive(Debug, Default)]
+pub struct Whole;
+
+impl Sink for Whole {
+    fn take(&mut self, profile: &mut Profile, _: &Incarnation, seen: Seen) {
+        profile.record(seen.time, seen.thread, seen.stack, seen.weight);
+    }
+}
+
 /// A profile in the making.
-pub struct Recorder {
+pub struct Recorder<S = Whole> {
+    /// Names and stacks; and samples, unless they go elsewhere.
     pub profile: Profile,
     pub tally: Tally,
     pub symbols: Symbols,
+    pub sink: S,
     /// Whether samples that do not hold the GIL are left out.
     gil_only: bool,
     /// By incarnation.
@@ -40,13 +73,15 @@ pub struct Recorder {
     frames: Vec<FrameId>,
 }
 
-impl Recorder {
-    /// Records into `profile`; with `gil_only` samples that do not hold the GIL are left out.
-    pub fn new(profile: Profile, gil_only: bool) -> Recorder {
+impl<S: Sink> Recorder<S> {
+    /// Records into `sink`, with the names in `profile`; with `gil_only` samples that do not hold the GIL
+    /// are left out.
+    pub fn new(profile: Profile, gil_only: bool, sink: S) -> Recorder<S> {
         Recorder {
             profile,
             tally: Tally::default(),
             symbols: Symbols::default(),
+            sink,
             gil_only,
             processes: FxHashMap::default(),
             threads: FxHashMap::default(),
@@ -140,8 +175,32 @@ impl Recorder {
         let id = self.profile.stack(self.frames.iter().rev().copied());
         let comm = || sample::comm(sample);
         let thread = self.thread(target, sample.target, sample.tid, comm);
-        self.profile
-            .record(sample.time, thread, id, sample.weight.into());
+        let seen = Seen {
+            incarnation: sample.target,
+            thread,
+            stack: id,
+            time: sample.time,
+            weight: sample.weight.into(),
+            complete: marker.is_none(),
+        };
+        self.sink.take(&mut self.profile, target, seen);
+    }
+
+    /// Begins with an empty profile, as long as that has used up half of its memory: whoever keeps ids
+    /// of the old one has to be told. True when it is so.
+    pub fn renew(&mut self) -> bool {
+        let full = self.profile.is_half_full()
+            || self.threads_made > THREADS_MAX / 2
+            || self.symbols.is_half_full();
+        if full {
+            let new = self.profile.renewed();
+            let old = std::mem::replace(&mut self.profile, new);
+            self.symbols.renew(&old, &mut self.profile);
+            self.processes.clear();
+            self.threads.clear();
+            self.threads_made = 0;
+        }
+        full
     }
 
     /// Puts the names of native code that were found by now into the profile, at its end.
@@ -247,7 +306,7 @@ mod tests {
             command: String::new(),
             duration: Duration::ZERO,
         };
-        let mut recorder = Recorder::new(Profile::new(meta, Shape::default(), false), false);
+        let mut recorder = Recorder::new(Profile::new(meta, Shape::default(), false), false, Whole);
         let frames = || Frames::from(&[Frame::default()][..]);
         recorder.take_stack(&targets, 5, 77, frames());
         // That of a target that nobody knows is nobody's.

@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     bpf::{Kernel, Mapping},
     cli::Limit,
-    recorder::Recorder,
+    recorder::{Recorder, Sink, Whole},
     sample::{self, Record},
     signals::{Asked, Signals},
     target::{Pid, Targets},
@@ -74,17 +74,17 @@ pub enum Watched<'a> {
 }
 
 /// One recording.
-pub struct Session {
+pub struct Session<S = Whole> {
     pub kernel: Kernel,
     pub targets: Targets,
-    pub recorder: Recorder,
+    pub recorder: Recorder<S>,
     /// Working memory: mappings that were read.
     mappings: Vec<Mapping>,
 }
 
-impl Session {
+impl<S: Sink> Session<S> {
     /// A recording by `recorder`.
-    pub fn new(kernel: Kernel, recorder: Recorder) -> Session {
+    pub fn new(kernel: Kernel, recorder: Recorder<S>) -> Session<S> {
         Session {
             kernel,
             targets: Targets::default(),
@@ -93,8 +93,8 @@ impl Session {
         }
     }
 
-    /// Samples until the end, calling `progress` several times a second. What the ring buffer
-    /// still holds at the end is in the profile, too.
+    /// Samples until the end, calling `each_poll` many times a second. What the ring buffer still holds
+    /// at the end is in the profile, too.
     ///
     /// # Errors
     /// When sampling can't begin; processes and CPUs that vanish later are no error.
@@ -103,7 +103,7 @@ impl Session {
         limit: Limit,
         mut watched: Watched<'_>,
         signals: &mut Signals,
-        mut progress: impl FnMut(&Session),
+        mut each_poll: impl FnMut(&mut Session<S>),
     ) -> Result<End> {
         self.follow_epoch();
         self.kernel.start()?;
@@ -150,7 +150,7 @@ impl Session {
                     polled = Instant::now();
                     more = self.drain();
                     self.kernel.flush_log();
-                    progress(self);
+                    each_poll(self);
                 }
                 () = tokio::task::yield_now(), if more => more = self.drain(),
             }

@@ -16,7 +16,7 @@ use crate::{
     preflight,
     profile::{Meta, Profile},
     progress::Progress,
-    recorder::Recorder,
+    recorder::{Recorder, Whole},
     session::{End, Session, Watched},
     signals::{Asked, Signals},
     symbolize::kernel::{Kernel as KernelNames, kallsyms::Fault},
@@ -75,7 +75,7 @@ async fn record(
         duration: Duration::ZERO,
     };
     let profile = Profile::new(meta, config.shape, config.format.needs_timeline());
-    let mut recorder = Recorder::new(profile, config.gil_only);
+    let mut recorder = Recorder::new(profile, config.gil_only, Whole);
     if config.native == Some(Native::All) {
         recorder.symbols.unfold();
     }

@@ -60,7 +60,7 @@ impl Profile {
     }
 
     /// The place that a frame stands for.
-    fn place_of(&self, frame: u32) -> Option<u32> {
+    pub(super) fn place_of(&self, frame: u32) -> Option<u32> {
         let frame = self.frames[frame as usize];
         frame
             .line

@@ -241,6 +241,25 @@ impl Symbols {
         Naming::Named
     }
 
+    /// Whether half of the numbers of places in native code are given out.
+    pub fn is_half_full(&self) -> bool {
+        self.places.is_half_full()
+    }
+
+    /// What is known holds in `new` from now on, in which nothing is known yet, instead of in `old`.
+    /// Places in native code are numbered anew.
+    pub fn renew(&mut self, old: &Profile, new: &mut Profile) {
+        let before = self.before.iter_mut().map(|(known, _)| known);
+        for known in before.chain([&mut self.known]) {
+            known.renew(old, new);
+        }
+        self.places = Places::default();
+        self.natives.values_mut().for_each(Natives::forget_places);
+        if let Some(kernel) = &mut self.kernel {
+            kernel.forget_frames();
+        }
+    }
+
     /// Asks again, at the end, for names that may have come to be known only now.
     pub fn ask_again(&mut self) {
         self.places.ask_again();
@@ -340,9 +359,18 @@ impl Known {
     }
 
     fn forget_codes(&mut self) {
+        self.each(Process::forget_codes);
+    }
+
+    fn renew(&mut self, old: &Profile, new: &mut Profile) {
+        self.each(|process| process.renew(old, new));
+    }
+
+    /// Does something to what is known of every process, and counts what that takes.
+    fn each(&mut self, mut body: impl FnMut(&mut Process)) {
         for process in self.processes.values_mut() {
             let before = process.bytes();
-            process.forget_codes();
+            body(process);
             self.bytes = self.bytes - before + process.bytes();
         }
     }

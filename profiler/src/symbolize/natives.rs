@@ -33,6 +33,11 @@ impl Natives {
         }
     }
 
+    /// Places have other numbers now.
+    pub(super) fn forget_places(&mut self) {
+        self.places.clear();
+    }
+
     /// The frames of a stack of incarnation `id`, the process `pid` with this interpreter, newest first,
     /// each with what tells where it stands among those of Python. Their names come later.
     pub(super) fn frames(

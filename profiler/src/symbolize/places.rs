@@ -140,6 +140,11 @@ impl Places {
         background.waiting()
     }
 
+    /// Whether half of the numbers are given out.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.places.len() > PLACES_MAX / 2
+    }
+
     /// How many places were seen.
     pub(super) fn seen(&self) -> u64 {
         self.numbers.len() as u64 + self.unnumbered

@@ -109,6 +109,22 @@ impl Process {
         }
     }
 
+    /// What code objects are called in `old` they are called in `new` from now on.
+    pub(super) fn renew(&mut self, old: &Profile, new: &mut Profile) {
+        self.bytes -= FRAME_BYTES * self.frames.len();
+        self.frames.clear();
+        for named in self.codes.values_mut() {
+            match named {
+                Named::Function { function, .. } => *function = new.take_function(old, *function),
+                Named::Phantom => {}
+                Named::Unknown(marker, _) => {
+                    let function = new.take_function(old, old.frame_of(*marker).function);
+                    *marker = new.frame(function, None);
+                }
+            }
+        }
+    }
+
     /// Keeps the frames of a stack.
     pub(super) fn take_stack(&mut self, hash: u64, frames: Frames) {
         let bytes = |frames: &Frames| STACK_BYTES + frames.bytes();

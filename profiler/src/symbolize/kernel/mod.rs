@@ -97,6 +97,11 @@ impl Kernel {
         }
     }
 
+    /// Frames are of another profile now.
+    pub(super) fn forget_frames(&mut self) {
+        self.known.clear();
+    }
+
     /// How many stacks lack frames or names, and why.
     pub fn missing(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let mut missing: Vec<_> = self

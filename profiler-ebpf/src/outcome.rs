@@ -102,6 +102,8 @@ pub enum Counter {
     CallFailed = 26,
     /// A code object that found no room in the ring buffer: it is copied again at its next sample.
     CodeLost = 27,
+    /// Nanoseconds that walks took and what they have sent, where that is asked for.
+    Nanoseconds = 28,
 }
 
 impl Counter {

@@ -81,6 +81,8 @@ pub struct Walk {
     last: u32,
     /// 3.11: the `_PyCFrame` of the loop that runs the next frame.
     cframe: u64,
+    /// When it began, nanoseconds of `CLOCK_MONOTONIC`, where that is asked for.
+    pub began: u64,
     /// How many kept frames had no identity.
     pub unproven: u32,
     /// Of the kept frames' code objects and identities: equal for stacks of the same functions.

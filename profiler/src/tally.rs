@@ -6,7 +6,7 @@ mod native;
 mod outcomes;
 mod share;
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use profiler_ebpf::{Counter, Outcome};
 
@@ -186,6 +186,21 @@ impl Tally {
             .chain(self.native_counters(symbols))
             .filter(|(_, count)| *count > 0)
             .collect()
+    }
+
+    /// Samples that were read, by how they ended, by the name that programs know it by.
+    pub fn by_outcome(&self) -> BTreeMap<&'static str, u64> {
+        let outcomes = Outcome::ALL.into_iter();
+        outcomes
+            .map(|outcome| (key(outcome), self.outcomes[outcome as usize]))
+            .collect()
+    }
+
+    /// Samples of a recording of all processes that are not in the profile, or not whole, for other
+    /// reasons than their outcome; likewise.
+    pub fn by_loss(&self, counts: &Counts) -> BTreeMap<&'static str, u64> {
+        let losses = self.losses(counts, false).into_iter();
+        losses.map(|loss| (loss.key, loss.count)).collect()
     }
 
     /// Samples that found no room on their way.

@@ -127,6 +127,10 @@ pub(crate) static NATIVE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static KERNEL: Global<u32> = Global::new(0);
 
+/// Whether it is told how long walks take.
+#[unsafe(no_mangle)]
+pub(crate) static TIMED: Global<u32> = Global::new(0);
+
 #[inline(always)]
 pub(crate) fn count(slot: u32) {
     add(slot, 1);

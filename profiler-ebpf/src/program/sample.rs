@@ -84,6 +84,10 @@ pub(crate) fn scratch(target: &Target) -> Option<(&'static mut Walk, &'static La
 /// Finds the current thread's state; false when there is no frame to step over.
 #[inline(always)]
 pub(crate) fn begin(walk: &mut Walk, layout: &Layout, target: &Target) -> bool {
+    if TIMED.load() != 0 {
+        // SAFETY: a helper without arguments.
+        walk.began = unsafe { bpf_ktime_get_ns() };
+    }
     if NATIVE.load() != 0 {
         let told = layout.flags & layout_flags::ENTRY_FRAMES | layout.frame_is_entry;
         walk.entries.want(told != 0);
@@ -121,6 +125,11 @@ pub(crate) fn finish(
     sample.weight = PERIODS.get(cpu).copied().unwrap_or(0) as u32;
     sample.comm = bpf_get_current_comm().unwrap_or_default();
     send(walk, layout, target.id, capture);
+    if TIMED.load() != 0 {
+        // SAFETY: a helper without arguments.
+        let took = unsafe { bpf_ktime_get_ns() }.wrapping_sub(walk.began);
+        add(Counter::Nanoseconds as u32, took);
+    }
 }
 
 struct Job {

@@ -6,8 +6,11 @@
 //! between them is in `labels`, `status` and `watch`.
 
 pub mod budget;
+pub mod cost;
 pub mod export;
 pub mod labels;
+pub mod owner;
+pub mod parts;
 pub mod pods;
 pub mod selection;
 pub mod serve;

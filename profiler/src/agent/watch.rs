@@ -1,7 +1,10 @@
 //! A profile of now that somebody asks for: samples that the agent takes anyway, from the next one on,
 //! of the processes that are meant. It makes the agent sample no more than it does.
 
-use std::time::Duration;
+use std::{
+    fmt::{self, Display},
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -19,6 +22,17 @@ pub enum Whose {
     Pod(String),
     /// A container by its name, or by the first digits of its id.
     Container(String),
+}
+
+impl Display for Whose {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Whose::Everyone => out.write_str("profiled"),
+            Whose::Pid(pid) => write!(out, "process {pid}"),
+            Whose::Pod(name) => write!(out, "in a pod {name:?}"),
+            Whose::Container(name) => write!(out, "in a container {name:?}"),
+        }
+    }
 }
 
 /// What is asked for.

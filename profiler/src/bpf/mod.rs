@@ -68,6 +68,8 @@ pub struct Settings {
     pub native: bool,
     /// Whether the kernel's frames are taken, too.
     pub kernel: bool,
+    /// Whether the program tells how long it takes: [`Counter::Nanoseconds`].
+    pub timed: bool,
 }
 
 /// The loaded programs and their maps. Dropping it detaches everything.
@@ -150,6 +152,7 @@ impl Kernel {
             .override_global("FOLLOW_CHILDREN", &follow, true)
             .override_global("NATIVE", &native, true)
             .override_global("KERNEL", &kernel, true)
+            .override_global("TIMED", &u32::from(settings.timed), true)
             .override_global(log::LEVEL, &log_level, true)
             .map_max_entries("RECORDS", ring)
             .map_max_entries("PERIODS", cpus)
@@ -182,6 +185,20 @@ impl Kernel {
             tables,
             ebpf,
         })
+    }
+
+    /// Samples per second and CPU.
+    pub fn rate(&self) -> u32 {
+        self.rate
+    }
+
+    /// Takes so many samples per second and CPU from now on.
+    ///
+    /// # Errors
+    /// As for [`tick`](Self::tick).
+    pub fn set_rate(&mut self, rate: u32) -> Result<()> {
+        self.rate = rate.max(1);
+        self.tune()
     }
 
     /// Whether native frames are walked.
@@ -228,13 +245,18 @@ impl Kernel {
         let apart = PERIODS_PER_TUNE.div_ceil(self.rate);
         if self.ticks.is_multiple_of(apart) {
             self.round = self.round.wrapping_add(1);
-            for (&cpu, event) in &self.events {
-                let period = wobble(self.rate, cpu, self.round);
-                event.set_period(period)?;
-                self.periods.set(cpu, period, 0)?;
-            }
+            self.tune()?;
         }
         self.follow_cpus()
+    }
+
+    fn tune(&mut self) -> Result<()> {
+        for (&cpu, event) in &self.events {
+            let period = wobble(self.rate, cpu, self.round);
+            event.set_period(period)?;
+            self.periods.set(cpu, period, 0)?;
+        }
+        Ok(())
     }
 
     fn follow_cpus(&mut self) -> Result<()> {

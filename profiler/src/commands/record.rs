@@ -64,6 +64,7 @@ async fn record(
         steps: config.steps,
         native: config.native.is_some(),
         kernel: config.kernel,
+        timed: false,
     })?;
     let arguments: Vec<String> = std::env::args_os()
         .map(|argument| argument.to_string_lossy().into_owned())

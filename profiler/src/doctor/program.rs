@@ -124,6 +124,7 @@ fn run() -> anyhow::Result<(u64, Duration, &'static str)> {
         steps: Steps::Best,
         native: false,
         kernel: false,
+        timed: false,
     })?;
     let steps = match kernel.steps() {
         Steps::Calls => "tail calls (there is no bpf_loop)",

@@ -61,6 +61,16 @@ impl Part {
         self.stacks.clear();
     }
 
+    /// Takes over what threads are called in the book by now.
+    pub fn name_threads(&mut self, book: &Profile) {
+        if self.by_thread {
+            for (&theirs, &ours) in &self.threads {
+                let name = book.thread(theirs).name.clone();
+                self.profile.set_thread_name(ours, name);
+            }
+        }
+    }
+
     /// What it has so far.
     pub fn profile_mut(&mut self) -> &mut Profile {
         &mut self.profile

@@ -80,6 +80,12 @@ impl Incarnations {
         self.current.keys().copied()
     }
 
+    /// Those that run now, with their ids.
+    pub(super) fn each_running(&self) -> impl Iterator<Item = (u32, &Incarnation)> {
+        let ids = self.current.values();
+        ids.filter_map(|&id| Some((id, self.known.get(&id)?)))
+    }
+
     /// How many run now.
     pub(super) fn running(&self) -> usize {
         self.current.len()

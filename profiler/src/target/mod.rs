@@ -220,6 +220,11 @@ impl Targets {
         self.incarnations.get(id)
     }
 
+    /// Every process that runs now and is profiled, with the id of its incarnation.
+    pub fn each_running(&self) -> impl Iterator<Item = (u32, &Incarnation)> {
+        self.incarnations.each_running()
+    }
+
     /// What an incarnation runs native code from, as far as that is known.
     pub fn modules(&self, id: u32) -> Option<&Arc<Modules>> {
         self.natives.modules(id)

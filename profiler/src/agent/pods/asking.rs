@@ -89,6 +89,15 @@ impl Pods {
         }
     }
 
+    /// One that has nobody to ask.
+    #[cfg(test)]
+    pub(crate) fn nobody() -> Pods {
+        let pods = Pods::idle();
+        let said = "nobody is asked".to_owned();
+        pods.shared.asks(Source::None, "nobody", said, Duration::ZERO);
+        pods
+    }
+
     #[cfg(test)]
     pub(super) fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)

@@ -86,6 +86,16 @@ pub enum Known {
     Never(Arc<str>),
 }
 
+impl Known {
+    /// The container, where it is known.
+    pub fn container(&self) -> Option<&Container> {
+        match self {
+            Known::Is(container) => Some(container),
+            Known::NotYet | Known::Never(_) => None,
+        }
+    }
+}
+
 /// Who is asked whose a container is, and how that goes.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Asked {

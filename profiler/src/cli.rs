@@ -5,13 +5,14 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{
-    Args, CommandFactory as _, Parser, Subcommand, ValueEnum, ValueHint,
-    builder::NonEmptyStringValueParser, error::ErrorKind,
+    ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    ValueHint, builder::NonEmptyStringValueParser, error::ErrorKind,
 };
 use clap_complete::Shell;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    agent::settings::{Settings, Start},
     bpf::{RING_LARGEST, RING_SMALLEST, Steps},
     output::Format,
     profile::{LineShape, Shape},
@@ -33,9 +34,16 @@ impl Cli {
     /// A usage error. A `--` with nothing after it is one, which clap takes for none at all: `-- $COMMAND`
     /// with a variable that is not set would profile the whole machine.
     pub fn read(arguments: &[OsString]) -> Result<Cli, clap::Error> {
-        let cli = Cli::try_parse_from(arguments)?;
-        let Command::Record(record) = &cli.command else {
-            return Ok(cli);
+        let mut matches = Cli::command().try_get_matches_from(arguments)?;
+        let mut cli = Cli::from_arg_matches(&matches)?;
+        let record = match &mut cli.command {
+            Command::Record(record) => record,
+            Command::Daemon(daemon) => {
+                let (_, said) = matches.remove_subcommand().expect("it was read");
+                daemon.said = said;
+                return Ok(cli);
+            }
+            _ => return Ok(cli),
         };
         if !record.program.is_empty() || arguments.last().is_none_or(|last| last != "--") {
             return Ok(cli);
@@ -53,6 +61,9 @@ impl Cli {
 pub enum Command {
     /// Sample Python processes and write a profile
     Record(Box<RecordArgs>),
+    /// Profile every Python all the time: a profile for each container and interval, into a folder or a
+    /// store, and pages and figures over HTTP
+    Daemon(Box<DaemonArgs>),
     /// Tell what this machine, this user and single processes have and lack for profiling
     Doctor(DoctorArgs),
     /// Print a script that completes pyebpf's command line
@@ -60,6 +71,30 @@ pub enum Command {
         /// Whose script
         shell: Shell,
     },
+}
+
+#[derive(Args, Debug)]
+pub struct DaemonArgs {
+    #[command(flatten)]
+    start: Start,
+
+    #[command(flatten)]
+    settings: Settings,
+
+    /// Which of the settings were said, and where.
+    #[arg(skip)]
+    said: ArgMatches,
+}
+
+impl DaemonArgs {
+    /// The settings with those of the file, and whether they are to be printed and nothing else.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn check(self) -> Result<(Settings, bool)> {
+        let settings = self.settings.with_file(&self.start, &self.said)?;
+        Ok((settings, self.start.print_config))
+    }
 }
 
 #[derive(Args, Debug)]

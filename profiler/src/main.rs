@@ -24,6 +24,14 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         },
+        Command::Daemon(args) => match args.check() {
+            Ok((settings, true)) => commands::daemon::print(&settings),
+            Ok((settings, false)) => commands::daemon::run(settings),
+            Err(error) => {
+                say(format_args!("pyebpf: {error:#}"));
+                return ExitCode::from(2);
+            }
+        },
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Completions { shell } => {
             commands::completions::run(shell).map(|()| ExitCode::SUCCESS)

@@ -186,13 +186,14 @@ impl<S: Sink> Recorder<S> {
         self.sink.take(&mut self.profile, target, seen);
     }
 
-    /// Begins with an empty profile, as long as that has used up half of its memory: whoever keeps ids
-    /// of the old one has to be told. True when it is so.
-    pub fn renew(&mut self) -> bool {
+    /// Begins with an empty profile, if this one has used up half of its memory. The sink is told before:
+    /// ids that it keeps mean something else afterwards.
+    pub fn renew(&mut self, tell: impl FnOnce(&mut S, &Profile, &Symbols)) {
         let full = self.profile.is_half_full()
             || self.threads_made > THREADS_MAX / 2
             || self.symbols.is_half_full();
         if full {
+            tell(&mut self.sink, &self.profile, &self.symbols);
             let new = self.profile.renewed();
             let old = std::mem::replace(&mut self.profile, new);
             self.symbols.renew(&old, &mut self.profile);
@@ -200,7 +201,6 @@ impl<S: Sink> Recorder<S> {
             self.threads.clear();
             self.threads_made = 0;
         }
-        full
     }
 
     /// Puts the names of native code that were found by now into the profile, at its end.
@@ -277,29 +277,17 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use bytemuck::Zeroable as _;
-    use profiler_ebpf::{Frame, Target};
+    use profiler_ebpf::Frame;
 
     use super::*;
     use crate::{
-        cpython::{self, Interpreter, Version},
+        cpython::Interpreter,
         profile::{Meta, Shape},
     };
 
     #[test]
     fn a_sample_whose_stack_is_nowhere_is_counted_and_not_shown() {
-        let interpreter = Interpreter {
-            checked: true,
-            remarks: Vec::new(),
-            eval_loop: Vec::new(),
-            version: Version {
-                major: 3,
-                minor: 12,
-                micro: 1,
-            },
-            layout: cpython::layout(12).unwrap(),
-            target: Target::default(),
-        };
-        let targets = Targets::of_one(5, std::process::id(), interpreter);
+        let targets = Targets::of_one(5, std::process::id(), Interpreter::of_test());
         let meta = Meta {
             started: SystemTime::UNIX_EPOCH,
             rate: 99,

@@ -84,6 +84,11 @@ impl Tally {
         }
     }
 
+    /// What was to be said since the last call, which may be said again.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
+    }
+
     /// Samples that did not get far enough to be shown or to have their outcome counted. `named` says
     /// that the user named the processes, so that samples before their interpreter was up are of
     /// interest.

@@ -73,12 +73,12 @@ const WINDOW: Duration = Duration::from_secs(15);
 const HIGH: f64 = 0.8;
 const LOW: f64 = 0.5;
 /// How much a rate is raised at once, at most.
-const RAISE: f64 = 1.25;
+const RAISE: f64 = 1.5;
 
 /// Decides the rate.
 #[derive(Debug)]
 pub struct Budget {
-    settings: Settings,
+    pub settings: Settings,
     cpus: f64,
     asked: u32,
     rate: u32,
@@ -126,13 +126,11 @@ impl Budget {
             true => ("cpu", cpu),
             false => ("memory", memory),
         };
-        // One reading says nothing of time; what has been over for a moment only may be a peak.
-        let settled = self.lasted() >= WINDOW / 3;
-        let rate = if used > HIGH && settled && self.rate > 1 {
+        let lasted = self.lasted().as_secs_f64() / WINDOW.as_secs_f64();
+        let rate = if used > HIGH && self.rate > 1 {
             *self.lowered.entry(reason).or_default() += 1;
-            // Half of the cost at least is that of samples.
             ((f64::from(self.rate) * LOW / used).floor() as u32).max(1)
-        } else if used < LOW && self.lasted() >= WINDOW * 9 / 10 && self.rate < self.asked {
+        } else if lasted > 0.6 && memory.max(cpu / lasted) < LOW && self.rate < self.asked {
             let raised = (f64::from(self.rate) * RAISE).ceil() as u32;
             raised.min(self.asked)
         } else {
@@ -145,18 +143,15 @@ impl Budget {
         Advice::Rate(self.rate)
     }
 
-    /// The CPU time that was used in the window, in percent of what the node has.
+    /// The CPU time that was used in the window, in percent of what the node has in all of it: a peak
+    /// counts for as much as it takes of that.
     pub fn used(&self) -> f64 {
         let (Some((_, first)), Some((_, last))) = (self.readings.front(), self.readings.back())
         else {
             return 0.0;
         };
         let used = (last.cpu + last.kernel).saturating_sub(first.cpu + first.kernel);
-        let wall = self.lasted().as_secs_f64() * self.cpus;
-        match wall > 0.0 {
-            true => 100.0 * used.as_secs_f64() / wall,
-            false => 0.0,
-        }
+        100.0 * used.as_secs_f64() / (WINDOW.as_secs_f64() * self.cpus)
     }
 
     fn lasted(&self) -> Duration {

@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod cost;
+pub mod duty;
 pub mod export;
 pub mod labels;
 pub mod owner;

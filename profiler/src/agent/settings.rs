@@ -4,7 +4,7 @@
 use std::{fmt::Display, fs, path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use clap::{ArgMatches, Args, FromArgMatches as _, parser::ValueSource};
+use clap::{ArgMatches, Args, parser::ValueSource};
 use serde::{Deserialize, Serialize};
 
 use super::{export, pods, serve};
@@ -77,20 +77,18 @@ pub struct Start {
 }
 
 impl Settings {
-    /// The settings that these arguments of `pyebpf daemon`, the environment and the file that they
-    /// name make together.
+    /// These, as the command line and the environment have them, with those of the file that `start`
+    /// names.
     ///
     /// # Errors
     /// When the file can't be read, or has what is no setting.
-    pub fn read(arguments: &ArgMatches) -> Result<Settings> {
-        let said = Settings::from_arg_matches(arguments)?;
-        let start = Start::from_arg_matches(arguments)?;
-        let Some(path) = start.config else {
-            return Ok(said);
+    pub fn with_file(self, start: &Start, said: &ArgMatches) -> Result<Settings> {
+        let Some(path) = &start.config else {
+            return Ok(self);
         };
-        let text = fs::read_to_string(&path)
+        let text = fs::read_to_string(path)
             .with_context(|| format!("cannot read the settings in {}", path.display()))?;
-        let settings = said.over(arguments, &text);
+        let settings = self.over(said, &text);
         settings.with_context(|| format!("in the settings in {}", path.display()))
     }
 

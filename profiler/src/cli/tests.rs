@@ -7,7 +7,9 @@ fn parse(args: &str) -> Result<Record> {
     let cli = Cli::read(&args)?;
     match cli.command {
         Command::Record(args) => args.check(),
-        Command::Completions { .. } | Command::Doctor(_) => bail!("not record"),
+        Command::Completions { .. } | Command::Daemon(_) | Command::Doctor(_) => {
+            bail!("not record")
+        }
     }
 }
 

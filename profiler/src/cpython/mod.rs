@@ -167,6 +167,25 @@ fn checked(memory: &impl Memory, runtime: &Runtime, mut interpreter: Interpreter
     }
 }
 
+#[cfg(test)]
+impl Interpreter {
+    /// One of 3.12.1 that is nowhere.
+    pub(crate) fn of_test() -> Interpreter {
+        Interpreter {
+            version: Version {
+                major: 3,
+                minor: 12,
+                micro: 1,
+            },
+            layout: layout(12).expect("there is a row for it"),
+            target: Target::default(),
+            checked: true,
+            eval_loop: Vec::new(),
+            remarks: Vec::new(),
+        }
+    }
+}
+
 impl Interpreter {
     fn learn(&mut self, learnt: &Learnt, bias: u64) {
         if learnt.musl {

@@ -52,6 +52,25 @@ pub struct Incarnation {
     ended: Option<u32>,
 }
 
+#[cfg(test)]
+impl Incarnation {
+    /// One that runs, of a made-up Python.
+    pub(crate) fn of_test(pid: Pid, command_line: &str, container: &str) -> Incarnation {
+        let about = About {
+            command_line: command_line.to_owned(),
+            cgroup: String::new(),
+            container: container.to_owned(),
+        };
+        Incarnation {
+            pid,
+            about: Arc::new(about),
+            interpreter: Arc::new(Interpreter::of_test()),
+            layout: 0,
+            ended: None,
+        }
+    }
+}
+
 /// Every process that is profiled, or was until a moment ago.
 #[derive(Default)]
 pub(super) struct Incarnations {

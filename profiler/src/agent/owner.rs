@@ -71,11 +71,14 @@ impl Owner {
     }
 
     fn settle(&mut self, namer: &Namer, selection: &Selection, pods: &Pods, first: bool) {
-        if matches!(self.known, Known::NotYet) {
-            self.known = pods.of(&self.group.container);
-            if matches!(self.known, Known::NotYet) && !first {
+        // What nobody could tell may be known by now.
+        let in_container = !self.group.container.is_empty();
+        if in_container && self.known.container().is_none() {
+            let known = pods.of(&self.group.container);
+            if known == self.known && !first {
                 return;
             }
+            self.known = known;
         } else if !first {
             return;
         }

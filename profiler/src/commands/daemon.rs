@@ -2,13 +2,13 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     agent::{
-        budget::Budget, duty::Duty, labels::Namer, parts::Parts, pods::Pods, selection::Selection,
-        settings::Settings,
+        budget::Budget, duty::Duty, labels::Namer, parts::Parts, selection::Selection,
+        settings::Settings, talking::Talking,
     },
     bpf::{Kernel, Settings as Programs, Steps},
     cli::{Limit, Native},
@@ -68,8 +68,12 @@ async fn daemon(settings: Settings) -> Result<ExitCode> {
         timed: true,
     })?;
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
+    say(format_args!(
+        "sampling at {} Hz, a profile for each container every {}",
+        settings.rate, settings.interval
+    ));
     let (publish, status) = watch::channel(Default::default());
-    let talking = Talking::start(&settings, &node, requests, status)?;
+    let talking = Talking::start(&settings, &node, requests, status).await?;
     let parts = Parts::new((namer, selection, talking.pods.clone()), settings.rate);
     let mut recorder = Recorder::new(book(settings.rate), false, parts);
     if settings.native == Some(Native::All) {
@@ -81,7 +85,10 @@ async fn daemon(settings: Settings) -> Result<ExitCode> {
         (settings.interval.0, settings.rate),
         budget,
         (asked, publish),
-        talking.sender(),
+        Box::new({
+            let export = talking.export.clone();
+            move |portions| export.send(portions)
+        }),
     );
     let mut session = Session::new(kernel, recorder);
     let Session {
@@ -94,7 +101,12 @@ async fn daemon(settings: Settings) -> Result<ExitCode> {
         .run(Limit::Unlimited, everything, &mut signals, each_poll)
         .await?;
     duty.end(&mut session);
-    talking.end(&mut signals).await;
+    // What is not sent by then is in the spool.
+    let ending = tokio::task::spawn_blocking(|| talking.end());
+    tokio::select! {
+        _ = ending => {}
+        _ = signals.next() => bail!("interrupted twice: the last profiles were not sent"),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -112,35 +124,4 @@ fn book(rate: u32) -> Profile {
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
-}
-
-struct Talking {
-    pods: Pods,
-}
-impl Talking {
-    fn start(
-        _: &Settings,
-        _: &str,
-        _: mpsc::Sender<crate::agent::watch::Request>,
-        _: watch::Receiver<std::sync::Arc<crate::agent::status::Status>>,
-    ) -> Result<Talking> {
-        Ok(Talking { pods: Pods })
-    }
-    fn sender(&self) -> Box<dyn FnMut(Vec<std::sync::Arc<crate::agent::labels::Portion>>)> {
-        Box::new(|portions| {
-            for portion in portions {
-                let mut out = Vec::new();
-                crate::output::Format::Pprof
-                    .write(&portion.profile, &mut out)
-                    .unwrap();
-                say(format_args!(
-                    "{:?} {} samples, {} bytes",
-                    portion.labels,
-                    portion.profile.total().samples,
-                    out.len()
-                ));
-            }
-        })
-    }
-    async fn end(self, _: &mut Signals) {}
 }

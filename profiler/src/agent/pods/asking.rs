@@ -93,8 +93,7 @@ impl Pods {
     #[cfg(test)]
     pub(crate) fn nobody() -> Pods {
         let pods = Pods::idle();
-        let said = "nobody is asked".to_owned();
-        pods.shared.asks(Source::None, "nobody", said, Duration::ZERO);
+        pods.shared.asks_nobody("this is a test");
         pods
     }
 

@@ -52,7 +52,10 @@ fn the_agent_profiles_the_host_s_processes_and_says_what_they_are() {
                 labels["host_process"] == "true" && labels["cluster"] == "west",
                 "{seen}"
             );
-            ensure!(labels["pid"] == target.pid.to_string(), "{seen}");
+            ensure!(
+                labels["pid"].as_str() == Some(&*target.pid.to_string()),
+                "{seen}"
+            );
             let (status, metrics) = agent.probe("/metrics")?;
             ensure!(
                 status == 200 && metrics.contains("\npyebpf_"),

@@ -98,7 +98,7 @@ fn a_profile_of_now_is_of_the_process_that_is_asked_for() {
             );
             let (status, svg) = ask(other.pid, "flamegraph")?;
             ensure!(status == 200 && svg.starts_with(b"<?xml"), "{status}");
-            let (status, said) = ask(u32::MAX, "raw")?;
+            let (status, said) = ask(i32::MAX.unsigned_abs(), "raw")?;
             let said = String::from_utf8_lossy(&said);
             ensure!(
                 status == 404 && said.contains("/processes"),

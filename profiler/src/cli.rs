@@ -63,6 +63,8 @@ pub enum Command {
     Record(Box<RecordArgs>),
     /// Profile every Python all the time: a profile for each container and interval, into a folder or a
     /// store, and pages and figures over HTTP
+    // Who is given flags by a chart or a unit adds those that hold instead.
+    #[command(args_override_self = true)]
     Daemon(Box<DaemonArgs>),
     /// Tell what this machine, this user and single processes have and lack for profiling
     Doctor(DoctorArgs),

@@ -6,6 +6,7 @@ use bytemuck::Zeroable;
 use profiler_ebpf::python::Walk;
 use profiler_ebpf::{MAX_FRAMES, MAX_STEPS, Outcome, Sample, Stack};
 
+use crate::agent::pods;
 use crate::bpf;
 use crate::cpython::fuzz::{Input, interpreter};
 use crate::cpython::{self, code};
@@ -18,7 +19,7 @@ use crate::unwind::{Rules, Table};
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// All of them. `tests/data/fuzz` has a folder of inputs for each.
-pub const PARSERS: [Parser; 22] = [
+pub const PARSERS: [Parser; 23] = [
     ("accessors", cpython::fuzz::accessors),
     ("captured", captured),
     ("cgroup", target::fuzz::cgroup),
@@ -34,6 +35,7 @@ pub const PARSERS: [Parser; 22] = [
     ("maps", cpython::fuzz::maps),
     ("mounts", target::fuzz::mounts),
     ("native", native::fuzz::native),
+    ("pods", pods::fuzz::answers),
     ("record", record),
     ("sideband", bpf::fuzz::sideband),
     ("stat", target::fuzz::stat),

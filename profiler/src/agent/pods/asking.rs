@@ -190,6 +190,11 @@ impl Shared {
         self.table().answered(by);
     }
 
+    /// Notes that an answer can't be the right one.
+    pub(super) fn doubts(&self, why: String) {
+        self.asked.send_modify(|asked| asked.failing = Some(why));
+    }
+
     /// Notes that there was no answer.
     pub(super) fn failed(&self, error: String) {
         self.asked.send_modify(|asked| {

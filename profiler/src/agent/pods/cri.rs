@@ -211,6 +211,17 @@ fn joined(
     joined
 }
 
+/// The containers in these bytes, as if they were both answers.
+pub(super) fn listed(bytes: &[u8]) -> Vec<Container> {
+    let containers = cri::ListContainersResponse::decode(bytes).unwrap_or_default();
+    let sandboxes = cri::ListPodSandboxResponse::decode(bytes).unwrap_or_default();
+    joined(
+        containers.containers,
+        sandboxes.items,
+        &FxHashMap::default(),
+    )
+}
+
 /// The pod that a container's labels name (kubernetes, `pkg/kubelet/types/labels.go`).
 fn from_labels(labels: &mut BTreeMap<String, String>) -> Option<Pod> {
     let mut label = |name: &str| {

@@ -103,6 +103,7 @@ async fn watch(shared: &Shared, client: Client, node: &str, retry: &mut Duration
     let mut events = pin!(watcher::watcher(pods, config));
     let mut began = Instant::now();
     let mut heard = began;
+    let mut pods_here = 0;
     let mut is_listed = false;
     loop {
         match timeout(LOOK, events.next()).await {
@@ -113,12 +114,17 @@ async fn watch(shared: &Shared, client: Client, node: &str, retry: &mut Duration
                     Event::Init => {
                         began = Instant::now();
                         is_listed = false;
+                        pods_here = 0;
                     }
                     Event::InitDone => {
                         is_listed = true;
                         shared.learn(Vec::new(), Some(began));
+                        if pods_here == 0 {
+                            shared.doubts("it has no pods on such a node: see --node".to_owned());
+                        }
                     }
                     Event::InitApply(pod) | Event::Apply(pod) | Event::Delete(pod) => {
+                        pods_here += 1;
                         let all_since = is_listed.then(Instant::now);
                         shared.learn(containers(pod), all_since);
                     }
@@ -216,6 +222,11 @@ struct State {
 struct Terminated {
     #[serde(rename = "containerID")]
     container_id: Option<String>,
+}
+
+/// The containers of the pod in these bytes.
+pub(super) fn read(bytes: &[u8]) -> Vec<Container> {
+    serde_json::from_slice(bytes).map_or_else(|_| Vec::new(), containers)
 }
 
 /// The containers of a pod that have been started.

@@ -3,6 +3,7 @@
 
 mod asking;
 pub mod cri;
+pub(crate) mod fuzz;
 mod kubernetes;
 mod table;
 

@@ -33,6 +33,7 @@ const LATE: &str = "5d0c04c3ab0c3b2b9ba1b3ea8d8f1a1c3b50fd9a0f6d1b2f6c7a5a39d9a5
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Manner {
     Well,
+    Empty,
     Not,
     Nonsense,
     TooMuch,
@@ -151,6 +152,10 @@ async fn answer(
     }
     let (status, text) = match manner {
         Manner::Well => (200, LIST.to_owned()),
+        Manner::Empty => {
+            let empty = r#"{"metadata": {"resourceVersion": "1"}, "items": []}"#;
+            (200, empty.to_owned())
+        }
         Manner::Not => return std::future::pending().await,
         Manner::Nonsense => (200, LIST.replace("\"metadata\"", "7")),
         Manner::TooMuch => (200, LIST.to_owned() + &" ".repeat(ANSWER_MAX)),
@@ -334,6 +339,19 @@ async fn an_api_that_refuses_or_talks_nonsense_is_told_of_and_asked_again() {
         named(&pods, WEB).await;
         until(&pods, |asked| asked.failing.is_none()).await;
     }
+}
+
+#[tokio::test]
+async fn a_node_without_pods_is_doubted() {
+    let api = Api::start(Manner::Empty).await;
+    let pods = api.pods();
+    until(&pods, |asked| asked.failing.is_some()).await;
+    let asked = pods.source();
+    assert!(
+        asked.to_string().contains("no pods on such a node"),
+        "{asked}"
+    );
+    assert_eq!(asked.failures, 0);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ pub mod workload;
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Says that a test, or a part of it, does not run here, and why.
@@ -35,6 +36,16 @@ pub fn skip(test: &str, why: &str) {
             eprintln!("cannot append to {}: {error}", path.display());
         }
     }
+}
+
+/// A file that `cargo xtask setup --tests` has put into the cache folder. Says so where it is missing.
+pub fn installed(test: &str, path: &str) -> Option<PathBuf> {
+    let path = pythons::cache().unwrap_or_default().join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    skip(test, &format!("{} is missing", path.display()));
+    None
 }
 
 /// Whether the test can run at all: it needs root. Says so where it can't.

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use pyebpf::output::Format;
 use pyebpf::profile::{LineShape, Profile, Shape};
-use pyebpf_tests::{example, skip};
+use pyebpf_tests::{example, installed, skip};
 use serde_json::Value;
 
 const ALL: Shape = Shape {
@@ -24,7 +24,7 @@ const OTHER: &str = r#"process 77:"/usr/bin/python3 -m größe <x & y>" in conta
 
 #[test]
 fn pprof_reads_names_totals_and_labels() -> anyhow::Result<()> {
-    let Some(go) = reader("pprof_reads_names_totals_and_labels", "venv/bin/go") else {
+    let Some(go) = installed("pprof_reads_names_totals_and_labels", "venv/bin/go") else {
         return Ok(());
     };
     let folder = tempfile::tempdir()?;
@@ -124,7 +124,7 @@ fn pprof_reads_names_totals_and_labels() -> anyhow::Result<()> {
 
 #[test]
 fn pprof_reads_an_empty_profile() -> anyhow::Result<()> {
-    let Some(go) = reader("pprof_reads_an_empty_profile", "venv/bin/go") else {
+    let Some(go) = installed("pprof_reads_an_empty_profile", "venv/bin/go") else {
         return Ok(());
     };
     let folder = tempfile::tempdir()?;
@@ -315,18 +315,5 @@ fn speedscope(test: &str) -> Option<PathBuf> {
         skip(test, &format!("node does not start: {error}"));
         return None;
     }
-    reader(test, "npm/node_modules/speedscope/dist/release")
-}
-
-/// A file of the cache folder, if it is there.
-fn reader(test: &str, path: &str) -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    let path = cache.unwrap_or_default().join("pyebpf").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    skip(test, &format!("{} is missing", path.display()));
-    None
+    installed(test, "npm/node_modules/speedscope/dist/release")
 }

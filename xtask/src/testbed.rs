@@ -5,6 +5,7 @@ mod containerd;
 mod freethreaded;
 mod frozen;
 mod greenlets;
+mod manifests;
 mod musl;
 mod packages;
 mod readers;
@@ -22,7 +23,7 @@ use crate::setup::{cache, turn};
 /// A piece's name for the report, and how it is made. Quick and silent when it is there.
 type Piece = (&'static str, fn(&Path, &mut Apt) -> Result<()>);
 
-const PIECES: [Piece; 11] = [
+const PIECES: [Piece; 13] = [
     ("CPython 3.13, 3.14 and 3.15 of Debian sid", sid::prepare),
     (
         "runc, bubblewrap, a debug build and PyPy",
@@ -37,6 +38,8 @@ const PIECES: [Piece; 11] = [
     ("go tool pprof", readers::pprof),
     ("speedscope", readers::speedscope),
     ("a browser", readers::chromium),
+    ("helm and kubectl", manifests::programs),
+    ("the schemas of Kubernetes", manifests::schemas),
 ];
 
 /// What could not be had.

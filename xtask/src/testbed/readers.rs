@@ -66,12 +66,22 @@ pub(super) fn chromium(_: &Path, apt: &mut Apt) -> Result<()> {
 }
 
 /// Installs a package of PyPI into a virtual environment of our own; gives the program in it.
-fn python_tool(cache: &Path, apt: &mut Apt, package: &str, program: &str) -> Result<PathBuf> {
-    let venv = cache.join("venv");
-    let tool = venv.join("bin").join(program);
-    if tool.is_file() {
-        return Ok(tool);
+pub(super) fn python_tool(
+    cache: &Path,
+    apt: &mut Apt,
+    package: &str,
+    program: &str,
+) -> Result<PathBuf> {
+    let tool = cache.join("venv/bin").join(program);
+    if !tool.is_file() {
+        from_pypi(cache, apt, &[package])?;
     }
+    Ok(tool)
+}
+
+/// Has pip install this, flags and packages, into that environment; gives its Python.
+pub(super) fn from_pypi(cache: &Path, apt: &mut Apt, what: &[&str]) -> Result<PathBuf> {
+    let venv = cache.join("venv");
     let python = venv.join("bin/python3");
     let has_pip =
         |python: &Path| quietly(Command::new(python).args(["-m", "pip", "--version"])).is_ok();
@@ -88,9 +98,10 @@ fn python_tool(cache: &Path, apt: &mut Apt, package: &str, program: &str) -> Res
                 .arg(&venv),
         )?;
     }
+    let package = what.last().copied().unwrap_or_default();
     say(&format!("installing {package} into {}", venv.display()));
     let mut command = Command::new(&python);
     command.args(["-m", "pip", "install", "--quiet", "--only-binary=:all:"]);
-    quietly(command.arg(package))?;
-    Ok(tool)
+    quietly(command.args(what))?;
+    Ok(python)
 }

@@ -93,7 +93,7 @@ impl AsyncWrite for Patient {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener, time::timeout};
 
     use super::*;
 
@@ -103,7 +103,11 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap());
         let (_client, (stream, _)) = tokio::try_join!(client, listener.accept()).unwrap();
         let mut patient = Patient::new(stream, Duration::from_millis(50));
-        let written = patient.write_all(&vec![0; 64 << 20]).await;
-        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let bytes = vec![0; 64 << 20];
+        let written = timeout(Duration::from_secs(10), patient.write_all(&bytes)).await;
+        assert_eq!(
+            written.unwrap().unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
     }
 }

@@ -25,7 +25,8 @@ const PIPELINE: [(&str, &[&str]); 9] = [
 ];
 
 /// What puts the rooms together, and what talks to the user; these may import any room.
-const WIRING: [&str; 14] = [
+const WIRING: [&str; 15] = [
+    "agent",
     "cli",
     "commands",
     "destination",

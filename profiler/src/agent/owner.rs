@@ -19,10 +19,22 @@ const ENVIRONMENT_MAX: u64 = 1 << 18;
 pub struct Group {
     /// The id of their container; empty for the host's processes.
     pub container: Arc<str>,
+    /// The ids of those that this one is in, if it is in any.
+    pub around: Vec<String>,
     /// What they have been labelled with whatever their container says.
     pub own: Arc<Labels>,
     /// What is called the service where nothing else says it.
     pub command: Arc<str>,
+}
+
+impl Group {
+    /// What is known of their container.
+    pub fn known(&self, pods: &Pods) -> Known {
+        match self.container.is_empty() {
+            true => Known::Never("it is in no container".into()),
+            false => pods.of_nested(&self.container, self.around.iter().map(String::as_str)),
+        }
+    }
 }
 
 /// What is known of one process.
@@ -41,6 +53,7 @@ impl Owner {
         let own = namer.of_process(process.pid, about, || environment(process.pid));
         let group = Group {
             container: about.container.as_str().into(),
+            around: about.around.clone(),
             own: Arc::new(own),
             // A container has one profile, whatever runs in it.
             command: match about.container.is_empty() {
@@ -74,7 +87,7 @@ impl Owner {
         // What nobody could tell may be known by now.
         let in_container = !self.group.container.is_empty();
         if in_container && self.known.container().is_none() {
-            let known = pods.of(&self.group.container);
+            let known = self.group.known(pods);
             if known == self.known && !first {
                 return;
             }

@@ -171,10 +171,7 @@ impl Parts {
         let named = symbols.listen() == 0;
         let mut finished = Vec::new();
         for mut over in mem::take(&mut self.over) {
-            let known = match over.group.container.is_empty() {
-                true => Known::Never("it is in no container".into()),
-                false => self.pods.of(&over.group.container),
-            };
+            let known = over.group.known(&self.pods);
             let asked = !matches!(known, Known::NotYet);
             if !(now || over.since.elapsed() >= PATIENCE || named && asked) {
                 self.over.push(over);

@@ -26,16 +26,26 @@ pub struct About {
     pub cgroup: String,
     /// Id of its container: 64 hexadecimal digits, or nothing.
     pub container: String,
+    /// Ids of the containers that this one is in.
+    pub around: Vec<String>,
 }
 
 impl About {
     /// What there is to say of process `pid` now.
     pub(super) fn of(pid: Pid) -> About {
         let groups = Cgroups::of(pid).unwrap_or_default();
+        let innermost = groups.container().unwrap_or_default();
+        let mut around: Vec<String> = Vec::new();
+        for id in groups.containers() {
+            if id != innermost && !around.iter().any(|known| known == id) {
+                around.push(id.to_owned());
+            }
+        }
         About {
             command_line: process::command_line(pid),
             cgroup: groups.shown(),
-            container: groups.container().unwrap_or_default().to_owned(),
+            container: innermost.to_owned(),
+            around,
         }
     }
 }
@@ -60,6 +70,7 @@ impl Incarnation {
             command_line: command_line.to_owned(),
             cgroup: String::new(),
             container: container.to_owned(),
+            around: Vec::new(),
         };
         Incarnation {
             pid,

@@ -31,12 +31,14 @@ fn in_container(id: &str) -> About {
         command_line: "python app.py".to_owned(),
         cgroup: format!("/kubepods/{id}"),
         container: id.to_owned(),
+        around: Vec::new(),
     }
 }
 
 fn group(own: Labels, container: &str) -> Group {
     Group {
         container: container.into(),
+        around: Vec::new(),
         own: Arc::new(own),
         command: "app.py".into(),
     }
@@ -108,6 +110,7 @@ fn a_process_of_the_host_is_labelled_as_one() {
             command_line: command.to_owned(),
             cgroup: cgroup.to_owned(),
             container: String::new(),
+            around: Vec::new(),
         };
         let own = namer.of_process(7, &about, Vec::new);
         let group = Group {

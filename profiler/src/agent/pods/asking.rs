@@ -114,9 +114,15 @@ impl Pods {
     /// What is known of the innermost container in these groups that is known: in a pod there may be
     /// containers of which only those know that are in it. `None` when they are in none.
     pub fn of_groups(&self, groups: &Cgroups) -> Option<Known> {
-        let innermost = self.of(groups.container()?);
-        let mut best = innermost;
-        for id in groups.containers() {
+        let innermost = groups.container()?;
+        Some(self.of_nested(innermost, groups.containers()))
+    }
+
+    /// What is known of this container, or else of one of those that are around it: where nodes are
+    /// containers themselves, what runs in one of a pod may be known by either.
+    pub fn of_nested<'a>(&self, innermost: &str, all: impl Iterator<Item = &'a str>) -> Known {
+        let mut best = self.of(innermost);
+        for id in all {
             if matches!(best, Known::Is(_)) {
                 break;
             }
@@ -125,7 +131,7 @@ impl Pods {
                 known => best = known,
             }
         }
-        Some(best)
+        best
     }
 
     /// Who is asked, and how that goes.

@@ -174,7 +174,7 @@ mod tests {
             ..Module::default()
         });
         let mut g = function("deflate");
-        (g.short_file, g.module) = (String::new(), Some(module));
+        (g.file, g.short_file, g.module) = (String::new(), String::new(), Some(module));
         let g = book.function(g);
         let g = book.frame(g, None);
         let marker = book.marker("[truncated: x]");

@@ -17,8 +17,8 @@ use super::elf::{Elf, Section};
 
 /// Most symbols of one file: libtorch has 1.1 million.
 const SYMBOLS_MAX: usize = 8 << 20;
-/// Longest name that is kept, as the linker has it.
-const NAME_MAX: usize = 16 << 10;
+/// Longest name that is kept, as the linker has it: types of Rust within types have 27 KiB.
+const NAME_MAX: usize = 64 << 10;
 /// How many functions around an address are looked at that may not reach it.
 const ENCLOSING_MAX: u32 = 64;
 const NONE: u32 = u32::MAX;

@@ -19,3 +19,9 @@ pub mod settings;
 pub mod status;
 pub mod talking;
 pub mod watch;
+
+/// Lets what speaks TLS use this implementation of its cryptography. May be called several times.
+pub(crate) fn install_crypto() {
+    // An error says that there is one already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

@@ -23,16 +23,29 @@ const PYTHON: u64 = 1;
 /// Writes the profile as pprof, piece by piece, so that thousands of deep stacks need not be in
 /// memory at once.
 pub fn write(profile: &Profile, out: &mut dyn Write) -> anyhow::Result<()> {
+    write_labelled(profile, &BTreeMap::new(), out)
+}
+
+/// Writes it with what is known of all of it, which `go tool pprof -comments` shows.
+pub fn write_labelled(
+    profile: &Profile,
+    labels: &BTreeMap<String, String>,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     let mut file = Pieces {
         out: GzEncoder::new(out, Compression::default()),
         buffer: Vec::new(),
         strings: IndexSet::from([String::new()]),
     };
-    write_pieces(profile, &mut file).context("writing the pprof file failed")
+    write_pieces(profile, labels, &mut file).context("writing the pprof file failed")
 }
 
-fn write_pieces(profile: &Profile, file: &mut Pieces) -> std::io::Result<()> {
-    let head = head(profile, file);
+fn write_pieces(
+    profile: &Profile,
+    labels: &BTreeMap<String, String>,
+    file: &mut Pieces,
+) -> std::io::Result<()> {
+    let head = head(profile, labels, file);
     file.piece(&head)?;
     write_modules(profile, file)?;
     write_frames(profile, file)?;
@@ -43,13 +56,19 @@ fn write_pieces(profile: &Profile, file: &mut Pieces) -> std::io::Result<()> {
 }
 
 /// What was measured, when and how.
-fn head(profile: &Profile, file: &mut Pieces) -> proto::Profile {
+fn head(
+    profile: &Profile,
+    labels: &BTreeMap<String, String>,
+    file: &mut Pieces,
+) -> proto::Profile {
     let meta = profile.meta();
     let cpu = proto::ValueType { r#type: file.string("cpu"), unit: file.string("nanoseconds") };
     let samples = proto::ValueType { r#type: file.string("samples"), unit: file.string("count") };
     let started = meta.started.duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut comments =
         vec![concat!("pyebpf ", env!("CARGO_PKG_VERSION")).to_owned(), escape(&meta.command)];
+    let labels = labels.iter();
+    comments.extend(labels.map(|(name, value)| escape(&format!("{name}: {value}"))));
     let counters = profile.counters().iter();
     comments.extend(counters.map(|(name, count)| format!("{name}: {count}")));
     proto::Profile {
@@ -149,6 +168,8 @@ fn write_samples(profile: &Profile, file: &mut Pieces) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Which process and thread it was. Where a profile folds them, the id of either is 0, and there is no
+/// such label.
 fn thread_labels(profile: &Profile, id: ThreadId, file: &mut Pieces) -> Vec<proto::Label> {
     let thread = profile.thread(id);
     let process = profile.process(thread.process);
@@ -158,7 +179,9 @@ fn thread_labels(profile: &Profile, id: ThreadId, file: &mut Pieces) -> Vec<prot
         num: number.into(),
         str: 0,
     };
-    let mut labels = vec![number("pid", process.pid), number("tid", thread.tid)];
+    let ids = [("pid", process.pid), ("tid", thread.tid)].into_iter();
+    let ids = ids.filter(|(_, id)| *id > 0);
+    let mut labels: Vec<_> = ids.map(|(key, id)| number(key, id)).collect();
     for (key, text) in [
         ("command", &process.command_line),
         ("cgroup", &process.cgroup),

@@ -163,7 +163,11 @@ impl Export {
     /// Sends what has come in, for as long as `patience`; what is left then is in the spool, or counted
     /// as dropped.
     pub async fn end(&self, patience: Duration) {
-        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let tasks = self
+            .tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let Some(tasks) = tasks else { return };
         let by = Instant::now() + patience;
         // Each fails where the other side is gone, which is what is wanted.

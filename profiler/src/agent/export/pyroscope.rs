@@ -122,8 +122,16 @@ struct RawSample {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// The labels and the profile of a push.
+    pub(in crate::agent::export) fn read(body: &[u8]) -> (Vec<(String, String)>, Bytes) {
+        let series = PushRequest::decode(body).unwrap().series.remove(0);
+        let labels = series.labels.into_iter();
+        let labels = labels.map(|label| (label.name, label.value)).collect();
+        (labels, series.samples[0].raw_profile.clone())
+    }
 
     #[test]
     fn a_series_has_the_names_that_stores_look_for() {

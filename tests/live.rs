@@ -6,6 +6,7 @@ mod live_agent;
 mod live_amounts;
 mod live_cgroups;
 mod live_chaos;
+mod live_deploy;
 mod live_doctor;
 mod live_events;
 mod live_forged;

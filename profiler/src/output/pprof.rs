@@ -26,7 +26,8 @@ pub fn write(profile: &Profile, out: &mut dyn Write) -> anyhow::Result<()> {
     write_labelled(profile, &BTreeMap::new(), out)
 }
 
-/// Writes it with what is known of all of it, which `go tool pprof -comments` shows.
+/// Writes it with what is known of all of it as comments, `label NAME=VALUE`, which
+/// `go tool pprof -comments` shows.
 pub fn write_labelled(
     profile: &Profile,
     labels: &BTreeMap<String, String>,
@@ -68,7 +69,7 @@ fn head(
     let mut comments =
         vec![concat!("pyebpf ", env!("CARGO_PKG_VERSION")).to_owned(), escape(&meta.command)];
     let labels = labels.iter();
-    comments.extend(labels.map(|(name, value)| escape(&format!("{name}: {value}"))));
+    comments.extend(labels.map(|(name, value)| escape(&format!("label {name}={value}"))));
     let counters = profile.counters().iter();
     comments.extend(counters.map(|(name, count)| format!("{name}: {count}")));
     proto::Profile {

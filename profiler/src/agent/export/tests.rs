@@ -249,7 +249,7 @@ async fn pyroscope_gets_what_it_asks_for() {
         profile
             .comment
             .iter()
-            .any(|comment| text(*comment) == "pod: shop-1")
+            .any(|comment| text(*comment) == "label pod=shop-1")
     );
 }
 
@@ -468,6 +468,5 @@ fn a_portion_of_a_busy_container_is_small() {
         .encode(&portion, "n")
         .unwrap()
         .len();
-    eprintln!("bytes as pprof: {pprof}, as OTLP: {otlp}");
     assert!(pprof < 100 << 10 && otlp < 100 << 10, "{pprof} {otlp}");
 }

@@ -23,7 +23,7 @@ use crate::setup::{cache, turn};
 /// A piece's name for the report, and how it is made. Quick and silent when it is there.
 type Piece = (&'static str, fn(&Path, &mut Apt) -> Result<()>);
 
-const PIECES: [Piece; 13] = [
+const PIECES: [Piece; 14] = [
     ("CPython 3.13, 3.14 and 3.15 of Debian sid", sid::prepare),
     (
         "runc, bubblewrap, a debug build and PyPy",
@@ -38,6 +38,7 @@ const PIECES: [Piece; 13] = [
     ("go tool pprof", readers::pprof),
     ("speedscope", readers::speedscope),
     ("a browser", readers::chromium),
+    ("an OpenTelemetry collector", readers::collector),
     ("helm and kubectl", manifests::programs),
     ("the schemas of Kubernetes", manifests::schemas),
 ];

@@ -65,6 +65,16 @@ pub(super) fn chromium(_: &Path, apt: &mut Apt) -> Result<()> {
     apt.install(&["chromium", "nodejs"], "to use the agent's page in tests")
 }
 
+/// OpenTelemetry's own messages and Google's gRPC, of which a test makes a collector.
+pub(super) fn collector(cache: &Path, apt: &mut Apt) -> Result<()> {
+    let imports = "import grpc, opentelemetry.proto.profiles.v1development.profiles_pb2";
+    let mut python = Command::new(cache.join("venv/bin/python3"));
+    if quietly(python.args(["-c", imports])).is_ok() {
+        return Ok(());
+    }
+    from_pypi(cache, apt, &["grpcio", "opentelemetry-proto"]).map(drop)
+}
+
 /// Installs a package of PyPI into a virtual environment of our own; gives the program in it.
 pub(super) fn python_tool(
     cache: &Path,

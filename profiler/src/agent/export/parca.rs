@@ -82,3 +82,19 @@ struct RawSample {
     #[prost(bytes = "bytes", tag = "1")]
     raw_profile: Bytes,
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The labels and the profile of a request.
+    pub(in crate::agent::export) fn read(request: &[u8]) -> (Vec<(String, String)>, Bytes) {
+        let mut request = WriteRawRequest::decode(request).unwrap();
+        assert_eq!((request.series.len(), request.normalized), (1, true));
+        let mut series = request.series.remove(0);
+        assert_eq!(series.samples.len(), 1);
+        let labels = series.labels.unwrap().labels.into_iter();
+        let labels = labels.map(|Label { name, value }| (name, value)).collect();
+        (labels, series.samples.remove(0).raw_profile)
+    }
+}

@@ -20,6 +20,8 @@ use crate::{
     profile::{Function, LineShape, Meta, Process, Profile, Shape},
 };
 
+mod grpc;
+
 const PACE: Pace = Pace {
     pause: Duration::from_millis(20),
     pause_most: Duration::from_millis(100),

@@ -1,5 +1,6 @@
 //! What a store made of others' code understands of what the agent pushes: an OpenTelemetry collector of
-//! the project's own messages (`readers/collector.py`). Where they are missing, the test says so.
+//! the project's own messages (`readers/collector.py`). Where they are missing, the test says so. And what
+//! becomes of profiles where the spool's disk is full.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -14,13 +15,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use pyebpf::{
     agent::{
-        export::{Export, settings::Protocol},
+        export::{Export, settings::Protocol, state::State},
         labels::{Labels, Portion},
-        settings::Settings,
+        settings::{Bytes, Settings},
     },
     profile::{LineShape, Shape},
 };
-use pyebpf_tests::{example, installed, skip};
+use pyebpf_tests::{can_profile, example, installed, skip};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -215,5 +216,69 @@ fn check(way: &str, got: &Value) -> Result<()> {
             "{leaf}"
         );
     }
+    Ok(())
+}
+
+/// A file system of 64 KiB. Dropping it takes it away.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount() -> Result<Small> {
+        let folder = tempfile::tempdir()?;
+        let mut command = Command::new("mount");
+        command
+            .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+            .arg(folder.path());
+        ensure!(command.status()?.success(), "cannot mount a tmpfs");
+        Ok(Small(folder))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_under_the_spool_is_said_and_the_rest_waits_in_memory() -> Result<()> {
+    const PROFILES: u64 = 60;
+    let test = "a_full_disk_under_the_spool_is_said_and_the_rest_waits_in_memory";
+    if !can_profile(test) {
+        return Ok(());
+    }
+    let small = Small::mount()?;
+    let mut settings = Settings::default();
+    // Nobody listens there.
+    settings.parca.url = Some("http://127.0.0.1:9".to_owned());
+    settings.spool.path = Some(small.0.path().to_owned());
+    settings.spool.max_size = Bytes(64 << 20);
+    let export = Export::start(&settings, "node-1")?;
+    for _ in 0..PROFILES / 20 {
+        let portion = || Portion {
+            labels: Arc::default(),
+            profile: example::profile(Shape::default()),
+        };
+        export.send((0..20).map(|_| Arc::new(portion())).collect());
+    }
+    let full = |state: &State| {
+        let said = state.spool_error.as_deref().unwrap_or_default();
+        said.contains("No space left on device") && state.waiting == PROFILES
+    };
+    for _ in 0..1000 {
+        if full(&export.state()[0]) {
+            break;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    let state = export.state().remove(0);
+    ensure!(full(&state) && state.dropped.is_empty(), "{state:?}");
+    export.end(Duration::from_millis(100)).await;
+    // What found room is for the next start, the rest is counted.
+    let state = export.state().remove(0);
+    let (kept, lost) = (state.waiting, state.dropped["spool_failed"]);
+    ensure!(kept > 0 && lost > 0 && kept + lost == PROFILES, "{state:?}");
+    let files = std::fs::read_dir(small.0.path().join("parca"))?.count();
+    assert_eq!(files as u64, kept);
     Ok(())
 }

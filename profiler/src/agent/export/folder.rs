@@ -185,13 +185,13 @@ impl Files {
 fn default_path() -> Result<PathBuf> {
     // SAFETY: a system call without arguments that cannot fail.
     if unsafe { libc::geteuid() } == 0 {
-        return Ok("/var/lib/pyebpf".into());
+        return Ok("/var/lib/pyebpf/profiles".into());
     }
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state"));
     let state = state.or_else(home);
     let state = state.context("there is no home folder: name one for profiles with `--folder`")?;
-    Ok(state.join("pyebpf"))
+    Ok(state.join("pyebpf/profiles"))
 }
 
 /// The folder's name: what a person looks for, of characters that need no quotes.

@@ -13,7 +13,7 @@ use crate::agent::settings::{Bytes, Span};
 #[serde(default, deny_unknown_fields)]
 pub struct Folder {
     /// Write profiles into this folder, as pprof files [default, when no store is given: the folder
-    /// pyebpf below the user's state folder, /var/lib for root]
+    /// pyebpf/profiles below the user's state folder, /var/lib for root]
     #[arg(
         id = "folder_path",
         long = "folder",

@@ -55,6 +55,9 @@ impl Agent {
             "127.0.0.1:0",
             "--probes",
             "127.0.0.1:0",
+            // A build for tests costs more than a budget is for.
+            "--max-cpu",
+            "100%",
             "--folder",
         ]);
         // A flag that is given twice holds as the last one says: `args_override_self`.

@@ -186,11 +186,12 @@ impl<S: Sink> Recorder<S> {
         self.sink.take(&mut self.profile, target, seen);
     }
 
-    /// Begins with an empty profile, if this one has used up half of its memory. The sink is told before:
+    /// Begins with an empty profile, if this one has used up half of its memory, or an eighth of its
+    /// threads, with what is known of their processes. The sink is told before:
     /// ids that it keeps mean something else afterwards.
     pub fn renew(&mut self, tell: impl FnOnce(&mut S, &Profile, &Symbols)) {
         let full = self.profile.is_half_full()
-            || self.threads_made > THREADS_MAX / 2
+            || self.threads_made > THREADS_MAX / 8
             || self.symbols.is_half_full();
         if full {
             tell(&mut self.sink, &self.profile, &self.symbols);

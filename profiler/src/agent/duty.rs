@@ -2,6 +2,7 @@
 //! passes finished profiles on, answers who asks for one, watches its budget and tells how it goes.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,6 +24,9 @@ use crate::{session::Session, talk::say};
 /// How often it looks at its cost, at new processes, and tells how it goes.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Most notices that are said; nobody reads more.
+const SAID_MAX: usize = 1000;
+
 /// All that it has to do.
 pub struct Duty {
     interval: Duration,
@@ -32,6 +36,8 @@ pub struct Duty {
     /// Takes profiles that are done.
     pub send: Box<dyn FnMut(Vec<Arc<Portion>>)>,
     rate_asked: u32,
+    /// What was said, and is said once.
+    said: BTreeSet<String>,
     began: Instant,
     next_cut: Instant,
     next_tick: Instant,
@@ -54,6 +60,7 @@ impl Duty {
             status,
             send,
             rate_asked: rate,
+            said: BTreeSet::new(),
             began,
             next_cut: began + interval,
             next_tick: began,
@@ -74,7 +81,9 @@ impl Duty {
                 session.recorder.tally.notice(format!("{error:#}"));
             }
             for notice in session.recorder.tally.take_notices() {
-                say(notice);
+                if self.said.len() < SAID_MAX && self.said.insert(notice.clone()) {
+                    say(notice);
+                }
             }
         }
         while let Ok(request) = self.asked.try_recv() {
@@ -109,10 +118,8 @@ impl Duty {
             if !finished.is_empty() {
                 (self.send)(finished);
             }
-            if !recorder.sink.has_waiting() {
-                recorder.renew(Parts::forget_ids);
-            }
         }
+        recorder.renew(Parts::forget_ids);
     }
 
     fn look_at_cost(&mut self, session: &mut Session<Parts>, now: Instant) -> Result<()> {

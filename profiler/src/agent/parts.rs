@@ -242,7 +242,8 @@ impl Parts {
             symbols.put_names_in(watch.part.profile_mut());
             watch.part.forget_ids();
         }
-        for part in self.current.values_mut() {
+        let over = self.over.iter_mut().map(|over| &mut over.part);
+        for part in over.chain(self.current.values_mut()) {
             symbols.put_names_in(part.profile_mut());
             part.forget_ids();
         }

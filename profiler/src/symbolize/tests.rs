@@ -294,3 +294,44 @@ fn what_two_epochs_ago_was_known_is_not_kept() {
     assert!(!symbols.names(process, &mut profile, 1, &mut Vec::new()));
     assert!(symbols.names(process, &mut profile, last + 1, &mut Vec::new()));
 }
+
+#[test]
+fn what_is_known_is_the_same_in_a_profile_that_begins_anew() {
+    let planted = Planted::new(1, 16);
+    let interpreter = planted.interpreter();
+    let process = (std::process::id(), &interpreter);
+    let frames = planted.frames();
+    // One that has no code object, so that it is unknown.
+    let unknown = Frame {
+        code: 8,
+        identity: 1,
+        instruction: 0,
+    };
+    let stack = [frames[0], unknown];
+    let mut symbols = Symbols::default();
+    let mut old = profile();
+    // So that ids differ.
+    old.marker("[other]");
+    let mut named = Vec::new();
+    symbols.take_and_name(1, process, &mut old, &stack, &mut named);
+    let labels = |profile: &Profile, named: &[FrameId]| {
+        let labels = named.iter().map(|&frame| profile.frame_label(frame));
+        labels.collect::<Vec<_>>()
+    };
+    let before = labels(&old, &named);
+    let mut new = profile();
+    symbols.renew(&old, &mut new);
+    // What is known need not be read again.
+    drop(planted.codes);
+    named.clear();
+    let hash = stack[0].code;
+    let naming = symbols.name(1, process, &mut new, hash, false, &mut named);
+    assert_eq!(
+        (naming, labels(&new, &named)),
+        (Naming::Named, before.clone())
+    );
+    assert!(
+        before[0].starts_with("spam (relative.py") && before[1].starts_with("[unknown"),
+        "{before:?}"
+    );
+}

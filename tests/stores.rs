@@ -43,8 +43,8 @@ struct Collector {
 }
 
 impl Collector {
-    /// `None` where its packages are missing.
-    fn start(test: &str) -> Result<Option<Collector>> {
+    /// With TLS, where there are certificates. `None` where its packages are missing.
+    fn start(test: &str, certificates: Option<&Path>) -> Result<Option<Collector>> {
         let Some(python) = installed(test, "venv/bin/python3") else {
             return Ok(None);
         };
@@ -63,6 +63,7 @@ impl Collector {
         let mut process = Command::new(python)
             .arg("-Wignore")
             .arg(script)
+            .args(certificates)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -94,7 +95,7 @@ impl Drop for Collector {
 async fn a_collector_of_the_official_messages_understands_profiles_over_grpc_and_http() -> Result<()>
 {
     let test = "a_collector_of_the_official_messages_understands_profiles_over_grpc_and_http";
-    let Some(mut collector) = Collector::start(test)? else {
+    let Some(mut collector) = Collector::start(test, None)? else {
         return Ok(());
     };
     let folder = tempfile::tempdir()?;
@@ -108,19 +109,71 @@ async fn a_collector_of_the_official_messages_understands_profiles_over_grpc_and
         settings.otlp.tenant = Some("team-a".to_owned());
         let export = Export::start(&settings, "node-1")?;
         export.send(vec![Arc::new(portion())]);
-        let sent = async {
-            while export.state()[0].sent == 0 {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let sent = timeout(PATIENCE, sent).await;
-        sent.with_context(|| format!("{way}: {:?}", export.state()))?;
+        is_sent(way, &export).await?;
         let state = export.state().remove(0);
         // It was not ready for the first try.
         ensure!(state.retried == 1 && state.dropped.is_empty(), "{state:?}");
         let got = collector.line()?;
         check(way, &got).with_context(|| format!("{got:#}"))?;
         export.end(Duration::ZERO).await;
+    }
+    Ok(())
+}
+
+async fn is_sent(way: &str, export: &Export) -> Result<()> {
+    let sent = async {
+        while export.state()[0].sent == 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let sent = timeout(PATIENCE, sent).await;
+    sent.with_context(|| format!("{way}: {:?}", export.state()))
+}
+
+#[tokio::test]
+async fn with_tls_both_sides_show_certificates_of_an_authority_of_their_own() -> Result<()> {
+    let test = "with_tls_both_sides_show_certificates_of_an_authority_of_their_own";
+    let folder = tempfile::tempdir()?;
+    let script = r#"
+        request="openssl req -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 2"
+        $request -x509 -keyout ca.key -out ca.pem -subj /CN=authority
+        for who in it us; do
+            $request -x509 -CA ca.pem -CAkey ca.key -keyout $who.key -out $who.pem -subj /CN=$who \
+                -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=IP:127.0.0.1
+        done"#;
+    let mut command = Command::new("sh");
+    command.args(["-ec", script]).current_dir(folder.path());
+    let made = command.output()?;
+    if !made.status.success() {
+        skip(
+            test,
+            &format!("openssl: {}", String::from_utf8_lossy(&made.stderr)),
+        );
+        return Ok(());
+    }
+    let Some(mut collector) = Collector::start(test, Some(folder.path()))? else {
+        return Ok(());
+    };
+    for (way, protocol) in [("grpc", Protocol::Grpc), ("http", Protocol::Http)] {
+        let mut settings = Settings::default();
+        settings.otlp.url = Some(format!("https://127.0.0.1:{}", collector.ports[way]));
+        settings.otlp.protocol = Some(protocol);
+        // Known to nobody, and without a certificate.
+        let stranger = Export::start(&settings, "node-1")?;
+        stranger.send(vec![Arc::new(portion())]);
+        stranger.end(Duration::from_secs(1)).await;
+        let state = stranger.state().remove(0);
+        ensure!(state.sent == 0 && state.failed > 0, "{state:?}");
+        ensure!(state.dropped == [("ended", 1)].into(), "{state:?}");
+
+        let file = |name: &str| Some(folder.path().join(name));
+        settings.otlp.ca_file = file("ca.pem");
+        settings.otlp.cert_file = file("us.pem");
+        settings.otlp.key_file = file("us.key");
+        let export = Export::start(&settings, "node-1")?;
+        export.send(vec![Arc::new(portion())]);
+        is_sent(way, &export).await?;
+        ensure!(collector.line()?["way"] == way, "it came another way");
     }
     Ok(())
 }

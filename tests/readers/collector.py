@@ -7,8 +7,10 @@ request, and says so. It ends when its standard input does.
 
 import gzip
 import json
+import ssl
 import sys
 import threading
+from pathlib import Path
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -173,9 +175,21 @@ class Http(BaseHTTPRequestHandler):
 
 server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
 grpc_service.add_ProfilesServiceServicer_to_server(Profiles(), server)
-grpc_port = server.add_insecure_port("127.0.0.1:0")
-server.start()
 http = ThreadingHTTPServer(("127.0.0.1", 0), Http)
+if len(sys.argv) > 1:
+    # With TLS, for those alone who show a certificate of the same authority.
+    authority, certificate, key = (Path(sys.argv[1]) / name for name in ("ca.pem", "it.pem", "it.key"))
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())], authority.read_bytes(), True
+    )
+    grpc_port = server.add_secure_port("127.0.0.1:0", credentials)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(certificate, key)
+    http.socket = context.wrap_socket(http.socket, server_side=True)
+else:
+    grpc_port = server.add_insecure_port("127.0.0.1:0")
+server.start()
 threading.Thread(target=http.serve_forever, daemon=True).start()
 say({"grpc": grpc_port, "http": http.server_port})
 sys.stdin.read()

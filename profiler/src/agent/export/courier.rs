@@ -248,8 +248,8 @@ impl Courier {
             self.shared.change(|state| {
                 state.failed += 1;
                 state.retried += u64::from(!refused);
-                state.last_error = Some(why);
             });
+            self.shared.set_error(Some(why));
             if refused {
                 self.shared.lose(Reason::Refused, size);
                 self.forget(number, spooled);
@@ -268,7 +268,7 @@ impl Courier {
             None if some_taken => {
                 self.failures = 0;
                 self.stubborn.clear();
-                self.shared.change(|state| state.last_error = None);
+                self.shared.set_error(None);
             }
             None => {}
         }
@@ -345,7 +345,7 @@ impl Courier {
             None => (Reason::MemoryFull, None),
         };
         self.queue.set_full(full);
-        self.shared.change(|state| state.spool_error = error);
+        self.shared.set_spool_error(error);
     }
 
     /// Does something with the spool, where waiting for a disk keeps nobody.

@@ -104,7 +104,10 @@ fn meaning(status: &Status) -> Sent {
     // Of one that is made here the message hides the cause.
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
-        said = shown(&format!("{said}: {error}"));
+        let cause_said = shown(&error.to_string());
+        if !said.contains(&cause_said) {
+            said = shown(&format!("{said}: {cause_said}"));
+        }
         cause = error.source();
     }
     let why = format!("{:?}: {said}", status.code());

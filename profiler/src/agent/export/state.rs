@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use crate::talk::say;
+
 /// What became of the profiles of one place. Numbers count from the agent's start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -80,6 +82,32 @@ impl Shared {
 
     pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Why the last attempt to send failed, or `None`. A change is said.
+    pub(super) fn set_error(&self, error: Option<String>) {
+        self.change(|state| {
+            let name = state.name;
+            match (&state.last_error, &error) {
+                (None, Some(why)) => say(format_args!("{name}: profiles are not taken: {why}")),
+                (Some(_), None) => say(format_args!("{name}: profiles are taken again")),
+                _ => {}
+            }
+            state.last_error = error;
+        });
+    }
+
+    /// Why the spool could not be written, or `None`. A change is said.
+    pub(super) fn set_spool_error(&self, error: Option<String>) {
+        self.change(|state| {
+            let name = state.name;
+            match (&state.spool_error, &error) {
+                (None, Some(why)) => say(format_args!("{name}: profiles wait in memory: {why}")),
+                (Some(_), None) => say(format_args!("{name}: profiles wait in the spool again")),
+                _ => {}
+            }
+            state.spool_error = error;
+        });
     }
 
     /// Profiles are there that were not before.

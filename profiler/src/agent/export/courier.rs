@@ -162,7 +162,10 @@ impl Courier {
         sends.shutdown().await;
         for (number, (item, spooled)) in std::mem::take(&mut self.held) {
             match (&mut self.spool, spooled) {
-                (Some(spool), true) => spool.give_back(number),
+                (Some(spool), true) => {
+                    let gone = spool.give_back(number);
+                    self.too_many(gone);
+                }
                 _ => self.queue.put_back(item),
             }
         }
@@ -254,7 +257,8 @@ impl Courier {
                 self.shared.lose(Reason::Refused, size);
                 self.forget(number, spooled);
             } else if let (Some(spool), true) = (&mut self.spool, spooled) {
-                spool.give_back(number);
+                let gone = spool.give_back(number);
+                self.too_many(gone);
             } else {
                 self.queue.put_back(item);
             }
@@ -327,9 +331,7 @@ impl Courier {
         let Some((gone, failed)) = self.with_spool(add).await else {
             return;
         };
-        for size in gone {
-            self.shared.lose(Reason::SpoolFull, size);
-        }
+        self.too_many(gone);
         let (full, error) = match failed {
             Some((error, left)) => {
                 self.spool_again = Instant::now() + self.pace.spool_again;
@@ -346,6 +348,13 @@ impl Courier {
         };
         self.queue.set_full(full);
         self.shared.set_spool_error(error);
+    }
+
+    /// Counts those for which the spool has no room.
+    fn too_many(&self, gone: Vec<u64>) {
+        for size in gone {
+            self.shared.lose(Reason::SpoolFull, size);
+        }
     }
 
     /// Does something with the spool, where waiting for a disk keeps nobody.

@@ -217,8 +217,12 @@ async fn encode(
     node: Arc<str>,
     first: u64,
 ) {
-    let mut formats: Vec<Format> = outlets.iter().map(|outlet| outlet.format).collect();
-    formats.dedup();
+    let mut formats: Vec<Format> = Vec::new();
+    for Outlet { format, .. } in &outlets {
+        if !formats.contains(format) {
+            formats.push(*format);
+        }
+    }
     let formats: Arc<[Format]> = formats.into();
     let mut numbers = first..;
     while let Some(Message::Portions(portions)) = incoming.recv().await {

@@ -27,7 +27,7 @@ const FILE_MAX: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct Spool {
     folder: PathBuf,
-    /// Most bytes.
+    /// Most bytes of those that wait.
     most: u64,
     bytes: u64,
     /// Sizes by number.
@@ -99,6 +99,10 @@ impl Spool {
         while self.bytes + item.size > self.most
             && let Some(number) = self.waiting.keys().next().copied()
         {
+            if number > item.number {
+                gone.push(item.size);
+                return (gone, Ok(()));
+            }
             gone.extend(self.remove(number));
         }
         let written = self.write(item);
@@ -136,6 +140,7 @@ impl Spool {
     /// error comes with the size of what is lost.
     pub(super) fn take(&mut self) -> Option<Result<Item, (u64, anyhow::Error)>> {
         let (number, size) = self.waiting.pop_first()?;
+        self.bytes -= size;
         self.taken.insert(number, size);
         let read = self.read(number, size).map_err(|error| {
             self.remove(number);
@@ -157,18 +162,32 @@ impl Spool {
         parsed.with_context(|| format!("{} is broken", path.display()))
     }
 
-    /// A profile that was taken waits again.
-    pub(super) fn give_back(&mut self, number: u64) {
+    /// A profile that was taken waits again. Gives the sizes of those that have to go, the oldest ones:
+    /// others may have come meanwhile.
+    pub(super) fn give_back(&mut self, number: u64) -> Vec<u64> {
         if let Some(size) = self.taken.remove(&number) {
+            self.bytes += size;
             self.waiting.insert(number, size);
         }
+        let mut gone = Vec::new();
+        while self.bytes > self.most
+            && let Some(number) = self.waiting.keys().next().copied()
+        {
+            gone.extend(self.remove(number));
+        }
+        gone
     }
 
     /// Removes one; gives its size if there was one.
     pub(super) fn remove(&mut self, number: u64) -> Option<u64> {
-        let size = self.taken.remove(&number);
-        let size = size.or_else(|| self.waiting.remove(&number))?;
-        self.bytes -= size;
+        let size = match self.taken.remove(&number) {
+            Some(size) => size,
+            None => {
+                let size = self.waiting.remove(&number)?;
+                self.bytes -= size;
+                size
+            }
+        };
         // One that can't be removed would be sent again by the next start, which does no harm.
         let _ = fs::remove_file(self.path(number));
         Some(size)
@@ -263,11 +282,15 @@ mod tests {
             (first.head, first.body),
             (item(2, 1000).head, item(2, 1000).body)
         );
-        // What is being sent is not thrown away for a new one.
-        assert_eq!(spool.add(&item(5, 1000)).0, [size]);
-        spool.give_back(2);
-        assert_eq!(numbers(&mut spool), [2, 4, 5]);
-        for number in [2, 4, 5] {
+        // What is being sent does not wait, and is the first to go when it waits again.
+        assert!(spool.add(&item(5, 1000)).0.is_empty());
+        assert_eq!(spool.take().unwrap().unwrap().number, 3);
+        assert!(spool.give_back(3).is_empty());
+        assert_eq!(spool.give_back(2), [size]);
+        // An older one than all that wait does not displace them.
+        assert_eq!(spool.add(&item(1, 1000)).0, [size]);
+        assert_eq!(numbers(&mut spool), [3, 4, 5]);
+        for number in [3, 4, 5] {
             spool.remove(number);
         }
         assert_eq!(spool.bytes, 0);

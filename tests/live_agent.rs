@@ -13,10 +13,7 @@ use crate::with_python;
 
 /// Whether a profile has frames of the workload.
 fn has_work(written: &Written) -> bool {
-    written
-        .functions
-        .iter()
-        .any(|name| name == "countdown" || name == "main")
+    written.functions.iter().any(|name| name == "spin")
 }
 
 fn processes(agent: &Agent) -> Result<Vec<Value>> {

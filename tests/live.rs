@@ -23,6 +23,7 @@ mod live_shapes;
 mod live_shares;
 mod live_short_lived;
 mod live_stacks;
+mod live_untold;
 
 use anyhow::{Context as _, Result, ensure};
 use pyebpf_tests::matrix::{Expected, same_frames};

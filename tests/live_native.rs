@@ -75,7 +75,7 @@ fn those(stacks: &[Stack], are: impl Fn(&Stack) -> bool) -> (Vec<&Stack>, u64) {
     (those, count)
 }
 
-fn check(target: &Target, recording: &Recording) -> Result<()> {
+pub(crate) fn check(target: &Target, recording: &Recording) -> Result<()> {
     let stacks = recording.of(target.pid);
     let all = samples(&stacks);
     ensure!(all >= 50, "only {all} samples");
@@ -213,7 +213,15 @@ fn code_that_a_jit_dump_tells_of_has_names() -> Result<()> {
     let _turn = turn();
     let program = python.program().to_str().context("a path is text")?;
     let arguments = [
-        "-n", "-r", "499", "--", program, "-X", "perf_jit", "-c", JIT,
+        "--native=all",
+        "-r",
+        "499",
+        "--",
+        program,
+        "-X",
+        "perf_jit",
+        "-c",
+        JIT,
     ];
     let recording = record(&arguments)?;
     let told = |stack: &&Stack| {

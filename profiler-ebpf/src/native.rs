@@ -5,7 +5,11 @@
 //! first: where that has met an *entry frame*, a local variable of the native frame that runs the
 //! interpreter's loop, this one tells how many Python frames lie on its newer side.
 
+mod untold;
+
 use bytemuck::Zeroable;
+
+use untold::Untold;
 
 use crate::{
     BLOCK_BITS, Cfa, MAPPING_STEPS, MAX_NATIVE, Mapping, NativeEnd, RBP, REGISTERS, ROW_STEPS, RSP,
@@ -14,10 +18,12 @@ use crate::{
     unwind::within_block,
 };
 
-/// Bits of an address; the number of newer Python frames lies above.
+/// Bits of an address; the number of newer Python frames lies above, and the last bit says that the
+/// frame was guessed.
 pub const ADDRESS_BITS: u32 = 48;
 /// [`newer`] of a frame for which that is not known.
-pub const NEWER_UNTOLD: u16 = 0xffff;
+pub const NEWER_UNTOLD: u16 = 0x7fff;
+const GUESSED: u64 = 1 << 63;
 
 /// The stack is read in windows of at most a page: one that ends where its page does can't fail when
 /// that page is in memory.
@@ -40,7 +46,13 @@ pub fn address(frame: u64) -> u64 {
 /// How many Python frames are newer than this native frame, or [`NEWER_UNTOLD`].
 #[inline(always)]
 pub fn newer(frame: u64) -> u16 {
-    (frame >> ADDRESS_BITS) as u16
+    (frame >> ADDRESS_BITS) as u16 & NEWER_UNTOLD
+}
+
+/// Whether this native frame may not be the caller of the one before it: nothing tells that one's.
+#[inline(always)]
+pub fn is_guessed(frame: u64) -> bool {
+    frame & GUESSED != 0
 }
 
 /// An address with a number of newer Python frames.
@@ -164,10 +176,10 @@ pub struct Native {
     pub frames: u32,
     /// A [`NativeEnd`].
     pub end: u32,
-    /// 1: `ip` was on top of the stack of code that tells nothing of its frames.
-    guessed: u32,
+    padding: u32,
     search: Search,
     callers: Callers,
+    untold: Untold,
     /// By DWARF's numbers, as they were in the newest frame.
     pub registers: [u64; REGISTERS],
     /// Half of it is in use: both the start and the length of a read are below a page, and the verifier
@@ -186,7 +198,7 @@ impl Native {
         self.low = 0;
         self.high = 0;
         self.runs = 1;
-        self.guessed = 0;
+        self.untold.begin();
         self.passed = 0;
         self.frames = 0;
         self.hash = 0;
@@ -202,7 +214,8 @@ impl Native {
         target.mapping_count != 0 || self.end(NativeEnd::NotLoaded)
     }
 
-    /// Takes one frame. False when the walk is over.
+    /// Takes one frame, or gives up those from a guess on that has proved wrong. False when the walk is
+    /// over.
     #[inline(always)]
     pub fn step<M: Memory, T: Tables>(
         &mut self,
@@ -210,14 +223,27 @@ impl Native {
         target: &Target,
         entries: &Entries,
     ) -> bool {
+        match self.take((memory, tables), target, entries) {
+            Ok(()) => true,
+            Err(end) => self.fail(memory, end),
+        }
+    }
+
+    /// Takes one frame; or says why it is the last.
+    #[inline(always)]
+    fn take<M: Memory, T: Tables>(
+        &mut self,
+        (memory, tables): (&M, &T),
+        target: &Target,
+        entries: &Entries,
+    ) -> Result<(), NativeEnd> {
         let ip = self.ip;
         let newest = self.frames == 0;
         if self.frames as usize >= MAX_NATIVE {
-            return self.end(NativeEnd::TooDeep);
+            return Err(NativeEnd::TooDeep);
         }
-        if self.guessed != 0 && !follows_call(memory, ip) {
-            // It is no caller; the walk ends as it would have without it.
-            return false;
+        if !self.may_be_caller(memory) {
+            return Err(NativeEnd::BadStack);
         }
         let rule = if self.runs != 0 {
             self.search.rule(tables, target, ip)
@@ -231,21 +257,21 @@ impl Native {
         if let Ok(cfa) = cfa {
             self.pass(entries, cfa);
         }
-        let kept = frame(ip, u64::from(self.newer));
+        let guessed = self.untold.is_guess();
+        let kept = frame(ip, u64::from(self.newer)) | if guessed { GUESSED } else { 0 };
         self.last = kept;
         self.frames += 1;
         self.hash = mix(self.hash, kept);
         let (rule, cfa) = match (rule, cfa) {
             (Ok(rule), Ok(cfa)) => (rule, cfa),
-            (Err(end), _) | (_, Err(end)) => {
-                return newest && self.guess(memory, end) || self.end(end);
-            }
+            (Err(end), _) | (_, Err(end)) if guessed => return Err(end),
+            (Err(end), _) | (_, Err(end)) => return self.go_on_untold(memory, end),
         };
         if rule.cfa == Cfa::Signal as u8 {
             return self.interrupted(memory);
         }
         if cfa <= self.sp {
-            return self.end(NativeEnd::BadStack);
+            return Err(NativeEnd::BadStack);
         }
         let caller = self.word(memory, cfa.wrapping_sub(8));
         let pointed = rule.rbp == Rbp::Pointed as u8;
@@ -258,15 +284,19 @@ impl Native {
             Some(self.bp)
         };
         let (Some(caller), Some(bp)) = (caller, bp) else {
-            return self.end(NativeEnd::UnreadableStack);
+            return Err(NativeEnd::UnreadableStack);
         };
         self.ip = caller;
         self.sp = cfa;
         self.bp = bp;
         self.runs = 0;
-        self.guessed = 0;
+        self.untold.lead_on();
         // What a thread's first function has instead of a caller, where it does not say so otherwise.
-        caller != 0 || self.end(NativeEnd::Complete)
+        if caller == 0 {
+            let end = [NativeEnd::Complete, NativeEnd::BadStack];
+            return Err(end[usize::from(guessed)]);
+        }
+        Ok(())
     }
 
     /// The rule for where a call returns to.
@@ -331,23 +361,6 @@ impl Native {
         }
     }
 
-    /// Code that runs and tells nothing of its frames is mostly a leaf in assembly, or a piece that jumps
-    /// on: its caller is on top of the stack. Goes on there, until the next step sees whether it is one.
-    #[inline(always)]
-    fn guess<M: Memory>(&mut self, memory: &M, end: NativeEnd) -> bool {
-        let sp = self.sp;
-        let untold = matches!(end, NativeEnd::NoRule | NativeEnd::NoMapping);
-        let Some(caller) = self.word(memory, sp).filter(|_| untold) else {
-            return false;
-        };
-        self.ip = caller;
-        self.sp = sp.wrapping_add(8);
-        self.runs = 0;
-        self.guessed = 1;
-        self.end(end);
-        true
-    }
-
     /// The entry frame that lies below `cfa`, in this native frame, is passed, and with it the Python
     /// frames that it has entered.
     #[inline(always)]
@@ -365,19 +378,20 @@ impl Native {
 
     /// Goes on where a signal has interrupted the thread.
     #[inline(always)]
-    fn interrupted<M: Memory>(&mut self, memory: &M) -> bool {
+    fn interrupted<M: Memory>(&mut self, memory: &M) -> Result<(), NativeEnd> {
         let sp = self.sp;
         let ip = self.word(memory, sp.wrapping_add(SIGNAL_RIP));
         let bp = self.word(memory, sp.wrapping_add(SIGNAL_RBP));
         let sp = self.word(memory, sp.wrapping_add(SIGNAL_RSP));
         let (Some(ip), Some(bp), Some(sp)) = (ip, bp, sp) else {
-            return self.end(NativeEnd::UnreadableStack);
+            return Err(NativeEnd::UnreadableStack);
         };
+        self.untold.confirm();
         self.ip = ip;
         self.bp = bp;
         self.sp = sp;
         self.runs = 1;
-        true
+        Ok(())
     }
 
     /// The word at this address of the stack.
@@ -408,20 +422,6 @@ impl Native {
         self.end = end as u32;
         false
     }
-}
-
-/// Whether there is a call before this address (Intel's manual, volume 2, "CALL"): `e8` with 4 bytes of
-/// distance, or `ff /2` with an operand of up to 6.
-#[inline(always)]
-fn follows_call<M: Memory>(memory: &M, address: u64) -> bool {
-    const LONGEST: usize = 7;
-    let mut code = [0; LONGEST];
-    let before = address.checked_sub(LONGEST as u64);
-    if !before.is_some_and(|before| memory.read(before, &mut code)) {
-        return false;
-    }
-    let indirect = |at: usize| code[at] == 0xff && code[at + 1] & 0x38 == 0x10;
-    code[2] == 0xe8 || indirect(0) || indirect(1) || indirect(3) || indirect(4) || indirect(5)
 }
 
 impl Callers {

@@ -18,8 +18,9 @@ use super::{
     task::{CurrentProcess, task_word},
 };
 
-/// Steps of a walk: the last one finds that there are [`MAX_NATIVE`] frames.
-pub(crate) const NATIVE_STEPS: u32 = MAX_NATIVE as u32 + 1;
+/// Steps of a walk: as many again for guesses that lead nowhere, and the last one finds that there are
+/// [`MAX_NATIVE`] frames.
+pub(crate) const NATIVE_STEPS: u32 = 2 * MAX_NATIVE as u32 + 1;
 
 /// `struct pt_regs` of arch/x86/include/asm/ptrace.h as words: r15, r14, r13, r12, bp, bx, r11, r10,
 /// r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss. Part of the ABI (ptrace(2)).
@@ -78,7 +79,7 @@ pub(crate) fn begin_native(walk: &mut Walk, target: &Target) -> Option<&'static 
 pub(crate) fn take_native(walk: &mut Walk, native: &mut Native, target: &Target) -> bool {
     let taken = native.frames;
     let more = native.step((&CurrentProcess, &Maps), target, &walk.entries);
-    if native.frames != taken {
+    if native.frames > taken {
         walk.keep_native(taken, native.last);
     }
     if !more {

@@ -1,5 +1,6 @@
 //! Functions of the interpreter that do nothing but call another: between a Python frame and the C
-//! function that it has called they tell nothing.
+//! function that it has called they tell nothing. Nor does code that it has made to be seen in the
+//! stead of a Python function.
 
 /// How their names begin, from 2.7 to 3.15 (CPython's Objects/call.c, methodobject.c, descrobject.c,
 /// classobject.c; Python/ceval.c).
@@ -32,6 +33,12 @@ const CALLS: [&str; 23] = [
 /// Whether a function of the interpreter is one of these.
 pub(super) fn only_calls(function: &str) -> bool {
     CALLS.iter().any(|call| function.starts_with(call))
+}
+
+/// Whether code in no file is what CPython runs a Python function through, for perf to see (`-X perf`;
+/// `perf_map_write_entry` of its Python/perf_trampoline.c).
+pub(super) fn repeats_python(name: &str) -> bool {
+    name.starts_with("py::")
 }
 
 #[cfg(test)]

@@ -68,6 +68,8 @@ pub struct Symbols {
     unfolded: bool,
     /// How many of them do not say how native frames and Python's lie.
     unordered: u64,
+    /// How many have native frames that were guessed.
+    guessed: u64,
     /// Where the kernel's frames are shown.
     pub kernel: Option<Kernel>,
     /// Working memory: the stack that is being named.
@@ -77,6 +79,9 @@ pub struct Symbols {
 
 /// Stands below native frames that are shown in one piece.
 const UNORDERED: &str = "[unknown: native frames, their order with Python's]";
+
+/// Stands between code that tells nothing of its frames and what may have called it.
+const GUESSED: &str = "[unknown: native caller, guessed]";
 
 /// What became of a stack that was to be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +117,7 @@ impl Default for Symbols {
             native_frames: 0,
             unfolded: false,
             unordered: 0,
+            guessed: 0,
             kernel: None,
             frames: Vec::new(),
             native: Vec::new(),
@@ -231,10 +237,12 @@ impl Symbols {
                     let why = why_missing(native_end).unwrap_or_default();
                     named.push(profile.marker(&format!("[unknown: native frames, {why}]")));
                 }
+                Place::Guessed => named.push(profile.marker(GUESSED)),
                 Place::Unordered => named.push(profile.marker(UNORDERED)),
             },
         );
         self.unordered += u64::from(!ordered);
+        self.guessed += u64::from(order.iter().any(|frame| frame.guessed));
         for reason in nameless {
             *self.unknown.entry(reason).or_default() += 1;
         }
@@ -321,6 +329,11 @@ impl Symbols {
     /// How many stacks were named in which native frames and Python's have no order.
     pub fn unordered(&self) -> u64 {
         self.unordered
+    }
+
+    /// How many stacks were named with native frames that were guessed.
+    pub fn guessed(&self) -> u64 {
+        self.guessed
     }
 
     /// Ends the epoch when its memory is used up; not while samples on their way may need the

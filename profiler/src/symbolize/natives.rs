@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use profiler_ebpf::native::{address, newer};
+use profiler_ebpf::native::{address, is_guessed, newer};
 use rustc_hash::FxHashMap;
 
 use crate::{
@@ -68,6 +68,7 @@ impl Natives {
                     .iter()
                     .any(|part| part.contains(&inside)),
                 greenlet: module.is_some_and(is_greenlet),
+                guessed: is_guessed(frame),
             };
             (profile.place(place), native)
         });

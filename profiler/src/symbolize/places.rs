@@ -12,7 +12,7 @@ use crate::{
     unwind::Module,
 };
 
-use super::glue::only_calls;
+use super::glue::{only_calls, repeats_python};
 use super::native::{
     Kind, Name,
     background::{At, Background},
@@ -175,7 +175,7 @@ impl Places {
     }
 
     /// The frames that stand for a place: the function after what is inlined into it, innermost first;
-    /// with `folded` without those of the interpreter that only call.
+    /// with `folded` without those of the interpreter that only call, and those that repeat Python's.
     pub(super) fn frames(
         &self,
         profile: &mut Profile,
@@ -191,6 +191,10 @@ impl Places {
         let Ok(name) = &place.name else {
             return [unknown(profile, place)].into();
         };
+        let made = place.module.is_empty();
+        if folded && made && repeats_python(&name.function) {
+            return Box::default();
+        }
         let module = profile.module(place.module());
         let mut frame = |function: &str, file: Option<&str>, line| {
             let file = file.unwrap_or_default();

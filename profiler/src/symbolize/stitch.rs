@@ -16,6 +16,8 @@ pub(super) struct Native {
     pub(super) run: bool,
     /// Whether it is of greenlet, which gives parts of a thread's native stack to others.
     pub(super) greenlet: bool,
+    /// Whether the frame before it may have been called by another.
+    pub(super) guessed: bool,
 }
 
 /// What stands at one place of a stack.
@@ -25,6 +27,8 @@ pub(super) enum Place {
     Python(usize),
     /// The native frame of this index.
     Native(usize),
+    /// The next frame may not be what has called the one before.
+    Guessed,
     /// Native frames that are not known.
     Missing,
     /// What stands before it, as far as it is native, has its place among Python's frames.
@@ -51,6 +55,9 @@ pub(super) fn stitch(
     let mut placed = 0;
     let mut whole = matches!(end, NativeEnd::NotAsked | NativeEnd::Complete);
     for (index, frame) in native.iter().enumerate() {
+        if frame.guessed {
+            place(Place::Guessed);
+        }
         let newer = usize::from(frame.newer).min(python);
         while placed < newer {
             place(Place::Python(placed));
@@ -77,6 +84,9 @@ pub(super) fn stitch(
 
 /// Both stacks, one below the other.
 fn apart(python: usize, native: &[Native], mut place: impl FnMut(Place)) -> bool {
+    if native.iter().any(|frame| frame.guessed) {
+        place(Place::Guessed);
+    }
     let called = native.iter().take_while(|frame| !frame.interpreter).count();
     let called = if python > 0 { called } else { native.len() };
     (0..called).for_each(|index| place(Place::Native(index)));
@@ -114,15 +124,16 @@ mod tests {
 
     /// `p0 p1`: Python frames; `n0`: native frames, `?`: some are missing. Of the native frames each is
     /// given by how many Python frames are newer, `i` for one of the interpreter, `s` for one that
-    /// begins a thread, `g` for greenlet's. Without numbers places are not told.
+    /// begins a thread, `g` for greenlet's, `u` for a guess, `U` for one of the interpreter. Without numbers places are not told.
     fn check(python: usize, native: &[(u16, char)], end: NativeEnd, expected: &str) {
         let native: Vec<Native> = native
             .iter()
             .map(|&(newer, kind)| Native {
                 newer,
-                interpreter: kind == 'i',
+                interpreter: kind == 'i' || kind == 'U',
                 starter: kind == 's',
                 greenlet: kind == 'g',
+                guessed: kind == 'u' || kind == 'U',
                 run: false,
             })
             .collect();
@@ -132,6 +143,7 @@ mod tests {
             seen.push(match place {
                 Place::Python(index) => format!("p{index}"),
                 Place::Native(index) => format!("n{index}"),
+                Place::Guessed => "~".to_owned(),
                 Place::Missing => "?".to_owned(),
                 Place::Unordered => "!".to_owned(),
             });
@@ -169,6 +181,19 @@ mod tests {
         check(1, &[], end, "? p0");
         // More than there are: a stack that was torn.
         check(1, &[(0, 'c'), (9, 'c')], NativeEnd::Complete, "n0 p0 n1");
+    }
+
+    #[test]
+    fn a_guess_stands_between_a_frame_and_its_caller() {
+        let whole = NativeEnd::Complete;
+        check(
+            2,
+            &[(0, 'c'), (1, 'U'), (1, 'u'), (2, 'i')],
+            whole,
+            "n0 ~ p0 ~ n2 p1",
+        );
+        let untold = u16::MAX;
+        check(1, &[(untold, 'u'), (untold, 'i')], whole, "~ n0 p0");
     }
 
     #[test]

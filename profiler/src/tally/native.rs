@@ -19,6 +19,8 @@ pub(super) struct Native {
     ends: BTreeMap<&'static str, u64>,
     /// Of samples, too: their frames are not in the order of calls.
     unordered: u64,
+    /// Of samples, too: a caller of code without unwind information was guessed.
+    guessed: u64,
     tables_full: u64,
     tables_refused: u64,
     places: u64,
@@ -52,6 +54,7 @@ impl Tally {
                 .map(|(end, samples)| (key(end), samples))
                 .collect(),
             unordered: symbols.unordered(),
+            guessed: symbols.guessed(),
             tables_full: self.without_tables.0,
             tables_refused: self.without_tables.1,
             places: symbols.native_places(),
@@ -66,6 +69,7 @@ impl Tally {
         let nameless = native.places_without_name.into_iter();
         let others = [
             ("native_unordered".to_owned(), native.unordered),
+            ("native_guessed".to_owned(), native.guessed),
             ("native_tables_full".to_owned(), native.tables_full),
             ("native_tables_refused".to_owned(), native.tables_refused),
         ];
@@ -83,6 +87,8 @@ impl Tally {
         });
         let unordered = "stacks whose native frames have no known order with Python's";
         let unordered = (symbols.unordered(), unordered.to_owned());
+        let guessed = "stacks with a guessed caller of code without unwind information";
+        let guessed = (symbols.guessed(), guessed.to_owned());
         let (full, refused) = self.without_tables;
         let tables = [
             (full, "no room for it: name fewer processes with `--pid`"),
@@ -98,7 +104,7 @@ impl Tally {
             )
         });
         let mut losses: Vec<_> = ends
-            .chain([unordered])
+            .chain([unordered, guessed])
             .chain(tables)
             .chain(nameless)
             .collect();

@@ -15,6 +15,7 @@ mod programs;
 mod sizes;
 mod stop;
 mod tables;
+mod untold;
 
 use std::collections::HashMap;
 
@@ -119,7 +120,8 @@ fn walk_again(
         loop {
             let taken = native.frames;
             let more = native.step((memory, files), &target, entries);
-            if native.frames != taken {
+            frames.truncate(native.frames as usize);
+            if native.frames > taken {
                 frames.push(native.last);
             }
             if !more {

@@ -1,6 +1,7 @@
 //! Places of native code, whoever runs it: a byte of a file, or an address of one process where there
 //! is no file. A place has a number as soon as it is seen, and its name when [`Background`] has found
-//! it: nothing here waits. One that gets no name shows its module and where in it it is.
+//! it: nothing here waits. One that gets no name shows its module and where in it its function begins,
+//! or itself is.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -42,6 +43,8 @@ struct Place {
     interpreter: bool,
     /// In the module; else the address, bytes.
     offset: u64,
+    /// Where it has no name: how far into its function it is, bytes, as far as that is known.
+    into: u64,
     name: Result<Box<Name>, Kind>,
 }
 
@@ -87,6 +90,7 @@ impl Places {
             build_id: None,
             interpreter: file.is_some_and(|file| file.interpreter),
             offset,
+            into: 0,
             name: Err(Kind::UNANSWERED),
         });
         if self.places.len() > PLACES_MAX {
@@ -132,6 +136,7 @@ impl Places {
         while let Some((number, found)) = background.answer() {
             let place = &mut self.places[number as usize];
             place.build_id = found.build_id;
+            place.into = found.into;
             place.name = found.name.map(Box::new).map_err(|reason| {
                 log::debug!("no name: {reason}");
                 reason.kind()
@@ -247,7 +252,8 @@ fn unknown(profile: &mut Profile, place: &Place) -> FrameId {
         return profile.marker("[unknown: native code in no file]");
     }
     let module = place.module();
-    let name = format!("[unknown in {}+{:#x}]", module.name(), place.offset);
+    let function = place.offset.saturating_sub(place.into);
+    let name = format!("[unknown in {}+{function:#x}]", module.name());
     let function = Function {
         name,
         module: Some(profile.module(module)),

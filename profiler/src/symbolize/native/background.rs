@@ -43,6 +43,8 @@ pub type Answer = (u32, Found);
 #[derive(Clone, Debug)]
 pub struct Found {
     pub name: Result<Name, Reason>,
+    /// Where there is none: how far into its function the place is, bytes, as far as that is known.
+    pub into: u64,
     /// The `NT_GNU_BUILD_ID` of its file.
     pub build_id: Option<Arc<[u8]>>,
 }
@@ -50,8 +52,11 @@ pub struct Found {
 impl From<Result<Name, Reason>> for Found {
     /// What is known where no file is.
     fn from(name: Result<Name, Reason>) -> Found {
-        let build_id = None;
-        Found { name, build_id }
+        Found {
+            name,
+            into: 0,
+            build_id: None,
+        }
     }
 }
 
@@ -154,8 +159,11 @@ impl Names {
             Err(reason) => return Err(reason).into(),
         };
         let address = natives.address(module, offset);
+        let into = address.clone().ok();
+        let into = into.and_then(|address| natives.into_function(module, address));
         Found {
             name: address.and_then(|address| natives.name(module, address)),
+            into: into.unwrap_or_default(),
             build_id: natives.build_id(module),
         }
     }

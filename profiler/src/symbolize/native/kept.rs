@@ -72,7 +72,10 @@ impl Natives {
     /// Forgets tables until they fit, not that of `last`.
     pub(super) fn forget_tables(&mut self, last: ModuleId) {
         while self.table_bytes() > self.limits.tables {
-            let table = |module: &Module| matches!(&module.state, State::Read(contents, _) if contents.table.is_ok());
+            let table = |module: &Module| match &module.state {
+                State::Read(contents, _) => contents.table.is_ok() || contents.extents.bytes() > 0,
+                _ => false,
+            };
             let Some(oldest) = self.oldest(last, table) else {
                 break;
             };
@@ -107,7 +110,11 @@ impl Natives {
 
     fn table_bytes(&self) -> usize {
         let tables = self.tables.values().filter_map(Weak::upgrade);
-        tables.map(|table| table.bytes()).sum()
+        let extents = self.modules.iter().map(|module| match &module.state {
+            State::Read(contents, _) => contents.extents.bytes(),
+            _ => 0,
+        });
+        tables.map(|table| table.bytes()).chain(extents).sum()
     }
 
     fn line_bytes(&self) -> usize {

@@ -11,6 +11,7 @@ pub mod background;
 mod debug_file;
 mod demangle;
 pub(super) mod elf;
+mod extents;
 mod functions;
 pub(crate) mod fuzz;
 mod in_root;
@@ -333,6 +334,12 @@ impl Natives {
             line: place.line,
             inlined: place.inlined,
         })
+    }
+
+    /// Of an address without a name: how far it is from where its function begins, bytes, if the file
+    /// tells that.
+    pub fn into_function(&mut self, module: ModuleId, address: u64) -> Option<u64> {
+        self.contents(module).ok()?.extents.find(address)
     }
 
     /// What the file has, read now if it was not.

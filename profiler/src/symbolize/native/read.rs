@@ -15,6 +15,7 @@ use object::read::ReadRef;
 use super::Reason;
 use super::debug_file::Wanted;
 use super::elf::{Bounded, Cache, Elf, Segment};
+use super::extents::Extents;
 use super::linkage::Linkage;
 use super::table::{Builder, Table};
 
@@ -36,6 +37,8 @@ pub(super) struct Contents {
     pub segments: Vec<Segment>,
     pub table: Result<Arc<Table>, Reason>,
     pub linkage: Arc<Linkage>,
+    /// Of a file whose symbols are not all there.
+    pub extents: Extents,
 }
 
 /// Reads the file that process `pid` knows as `path`; with the file that has its DWARF.
@@ -90,6 +93,7 @@ pub(super) fn file(
     let contents = Contents {
         build_id: elf.build_id().map(Arc::from),
         linkage: Arc::new(Linkage::read(&elf)),
+        extents: extents(&symbols, &elf),
         segments: elf.segments,
         table: symbols.build().map(Arc::new),
     };
@@ -102,8 +106,10 @@ pub(super) fn bytes(bytes: &[u8]) -> Result<Contents, Reason> {
     let elf = Elf::parse(&bounded)?;
     let mut symbols = Builder::default();
     add_own(&mut symbols, &elf)?;
+    let extents = extents(&symbols, &elf);
     let table = symbols.build().map(Arc::new);
     Ok(Contents {
+        extents,
         build_id: elf.build_id().map(Arc::from),
         linkage: Arc::new(Linkage::read(&elf)),
         segments: elf.segments,
@@ -114,6 +120,13 @@ pub(super) fn bytes(bytes: &[u8]) -> Result<Contents, Reason> {
 fn add_own<'d, R: ReadRef<'d>>(symbols: &mut Builder<'d>, elf: &Elf<'d, R>) -> Result<(), Reason> {
     symbols.add(elf, elf::SHT_SYMTAB)?;
     symbols.add(elf, elf::SHT_DYNSYM)
+}
+
+fn extents<'d, R: ReadRef<'d>>(symbols: &Builder<'_>, elf: &Elf<'d, R>) -> Extents {
+    match symbols.complete {
+        true => Extents::default(),
+        false => Extents::read(elf),
+    }
 }
 
 /// What `.gnu_debugdata` has: an ELF file with the symbols that `.dynsym` lacks, packed by xz

@@ -251,6 +251,34 @@ fn all_names(natives: &mut Natives, module: ModuleId) -> Vec<Name> {
 }
 
 #[test]
+fn the_places_of_a_stripped_function_are_one() {
+    let folder = tempfile::tempdir().expect("there can be a folder");
+    let stripped = folder.path().join("stripped.so");
+    let strip = Command::new("strip")
+        .args(["--strip-all", "-o"])
+        .arg(&stripped)
+        .arg(small("dwarf.so"))
+        .status();
+    assert!(strip.expect("binutils are here").success());
+    let mut natives = Natives::default();
+    let [whole, stripped] = [&small("dwarf.so"), &stripped].map(|it| module(&mut natives, it));
+    let contents = natives.contents(whole).expect("it can be read");
+    assert_eq!(contents.extents.bytes(), 0, "it has all names");
+    let table = contents.table.clone().expect("it has symbols");
+    let function = |wanted: &[u8]| {
+        let mut all = table.iter();
+        let found = all.find(|&(_, _, name)| name == wanted);
+        found.map(|(start, size, _)| (start, size))
+    };
+    let (start, size) = function(b"noinline_").expect("it is there");
+    assert!(natives.name(stripped, start).is_err());
+    for into in 0..size {
+        assert_eq!(natives.into_function(stripped, start + into), Some(into));
+    }
+    assert_ne!(natives.into_function(stripped, start + size), Some(size));
+}
+
+#[test]
 fn lines_and_inlined_functions_come_from_dwarf_plain_or_packed() {
     for library in ["dwarf.so", "packed.so"] {
         let mut natives = Natives::default();

@@ -9,6 +9,7 @@ use pyebpf_tests::raw::{Frame, Stack, samples};
 use pyebpf_tests::recording::{Recording, Running, binary, finished, record};
 use pyebpf_tests::skip;
 use pyebpf_tests::workload::Target;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{has, on_every_python, with_python};
@@ -115,6 +116,7 @@ fn names_that_the_kernel_hides_are_said_to_be_with_what_shows_them() {
         let target = python.start(&["kernel.py"])?;
         let folder = TempDir::new()?;
         let path = folder.path().join("profile.txt");
+        let stats = folder.path().join("stats.json");
         let mut command = Command::new("setpriv");
         command.args(["--inh-caps=-all", "--bounding-set=-syslog"]);
         command
@@ -122,9 +124,19 @@ fn names_that_the_kernel_hides_are_said_to_be_with_what_shows_them() {
             .args(["record", "-k", "-f", "raw", "-d", "2", "-r", "499"]);
         command
             .args(["-p", &target.pid.to_string(), "-o"])
-            .arg(&path);
+            .arg(&path)
+            .arg("--stats")
+            .arg(&stats);
         let recording = finished(Running::start(&mut command)?.wait()?, &path)?;
         let stacks = recording.of(target.pid);
+        let told: Value = serde_json::from_slice(&fs::read(&stats)?)?;
+        let frames = &told["kernel_frames"];
+        ensure!(
+            frames["asked"] == true && frames["samples"].as_u64() > Some(0),
+            "{frames}"
+        );
+        let missing = frames["missing"]["hidden"] == frames["samples"];
+        ensure!(missing, "all names are hidden: {frames}");
         let hidden = "[unknown: kernel frames, their names are hidden]";
         for stack in stacks.iter().filter(|stack| has(stack, hidden)) {
             let (before, kernel) = apart(stack);

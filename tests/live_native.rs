@@ -230,5 +230,10 @@ fn code_that_a_jit_dump_tells_of_has_names() -> Result<()> {
     };
     let named = samples(recording.stacks.iter().filter(told));
     ensure!(named > 0, "{:?}\n{}", recording.stacks, recording.stderr);
+    // The dump is mapped, and is no program.
+    let tables = recording
+        .stderr
+        .contains("files without unwind information");
+    ensure!(!tables, "{}", recording.stderr);
     Ok(())
 }

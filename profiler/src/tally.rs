@@ -189,6 +189,7 @@ impl Tally {
             .chain(losses.map(|loss| (loss.key, loss.count)))
             .map(|(key, count)| (key.to_owned(), count))
             .chain(self.native_counters(symbols))
+            .chain(kernel_counters(symbols))
             .filter(|(_, count)| *count > 0)
             .collect()
     }
@@ -277,6 +278,7 @@ impl Tally {
             line(format_args!("  {count:>7} {what}"));
         }
         for (why, stacks) in symbols.kernel.iter().flat_map(Kernel::missing) {
+            let why = why.text;
             line(format_args!(
                 "  {stacks:>7} stacks without some of the kernel's frames: {why}"
             ));
@@ -308,6 +310,17 @@ impl Tally {
         }
         text
     }
+}
+
+/// What there was of the kernel's frames, for pprof's comments.
+fn kernel_counters(symbols: &Symbols) -> impl Iterator<Item = (String, u64)> {
+    symbols.kernel.iter().flat_map(|kernel| {
+        let missing = kernel.missing();
+        let missing = missing.map(|(why, stacks)| (format!("kernel_frames_{}", why.key), stacks));
+        [("kernel_frames".to_owned(), kernel.stacks())]
+            .into_iter()
+            .chain(missing)
+    })
 }
 
 #[cfg(test)]

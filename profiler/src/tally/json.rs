@@ -6,7 +6,11 @@ use profiler_ebpf::{Counter, Outcome};
 use serde::Serialize;
 
 use super::{Tally, key, native::Native};
-use crate::{bpf::Counts, profile::Profile, symbolize::Symbols};
+use crate::{
+    bpf::Counts,
+    profile::Profile,
+    symbolize::{Symbols, kernel},
+};
 
 /// The whole of it.
 #[derive(Debug, Serialize)]
@@ -34,6 +38,7 @@ struct Stats<'a> {
     events_lost: u64,
     frames_without_name: BTreeMap<String, u64>,
     native: Native,
+    kernel_frames: KernelFrames,
     /// What does not add up: a fault of pyebpf.
     unaccounted: BTreeMap<&'static str, [u64; 2]>,
     advice: Option<String>,
@@ -55,6 +60,16 @@ struct Kernel {
     targets_full: u64,
     frames_unproven: u64,
     calls_failed: u64,
+}
+
+/// What became of the kernel's frames.
+#[derive(Debug, Serialize)]
+struct KernelFrames {
+    asked: bool,
+    /// Samples that had some, or should have had.
+    samples: u64,
+    /// Of those, samples that lack frames or names.
+    missing: BTreeMap<&'static str, u64>,
 }
 
 impl Tally {
@@ -89,6 +104,7 @@ impl Tally {
                 .map(|(reason, &frames)| (reason.to_string(), frames))
                 .collect(),
             native: self.native(symbols),
+            kernel_frames: KernelFrames::from(symbols.kernel.as_ref()),
             unaccounted: discrepancies
                 .map(|found| (found.what, [found.left, found.right]))
                 .collect(),
@@ -104,6 +120,17 @@ fn by_name(count: impl Fn(Outcome) -> u64) -> BTreeMap<&'static str, u64> {
     outcomes
         .map(|outcome| (key(outcome), count(outcome)))
         .collect()
+}
+
+impl From<Option<&kernel::Kernel>> for KernelFrames {
+    fn from(kernel: Option<&kernel::Kernel>) -> KernelFrames {
+        let missing = kernel.into_iter().flat_map(kernel::Kernel::missing);
+        KernelFrames {
+            asked: kernel.is_some(),
+            samples: kernel.map_or(0, kernel::Kernel::stacks),
+            missing: missing.map(|(why, stacks)| (why.key, stacks)).collect(),
+        }
+    }
 }
 
 impl From<&Counts> for Kernel {

@@ -11,7 +11,7 @@ use crate::{
     bpf::{Kernel, WORDS_MAX},
     cpython::{self, Interpreter, VDSO},
     memory::ProcessMemory,
-    unwind::{Module, Modules, Ranges, Rules, Table},
+    unwind::{Module, Modules, Ranges, Refusal, Rules, Table},
 };
 
 /// Most bytes of the kernel's own library that are read; it has two pages.
@@ -264,7 +264,11 @@ impl Natives {
 /// The table of a mapped file; `None` when it is no good, or not there any more.
 fn table(pid: u32, mapping: &cpython::Mapping, rules: &mut Rules) -> Option<Table> {
     if mapping.path != VDSO {
-        return Table::read(mapping.open(pid).ok()?, rules).ok();
+        return match Table::read(mapping.open(pid).ok()?, rules) {
+            // A JIT's dump, or memory that it shares with itself: nobody has promised a table.
+            Err(Refusal::NotElf) => Some(Table::default()),
+            read => read.ok(),
+        };
     }
     let length = usize::try_from(mapping.end - mapping.start).ok()?;
     let mut bytes = vec![0; length.min(VDSO_MAX)];

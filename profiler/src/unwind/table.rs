@@ -9,7 +9,7 @@ use gimli::{
 };
 use object::{
     Object as _, ObjectSection as _, ReadCache, ReadRef,
-    elf::{PF_X, PT_GNU_EH_FRAME, PT_LOAD},
+    elf::{ELFMAG, PF_X, PT_GNU_EH_FRAME, PT_LOAD},
     read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _},
 };
 use profiler_ebpf::{Cfa, Rule};
@@ -45,8 +45,10 @@ pub struct Table {
 /// Why a file has no table.
 #[derive(Debug, Error)]
 pub enum Refusal {
-    #[error("it is no ELF file: {0}")]
-    NotElf(#[from] object::Error),
+    #[error("it is no ELF file")]
+    NotElf,
+    #[error("it is no ELF file of 64 bits, or a damaged one: {0}")]
+    Damaged(#[from] object::Error),
     #[error("its unwind information has {0} bytes, more than {BYTES_MAX}")]
     TooLarge(u64),
     #[error("it has more than {ROWS_MAX} rows of unwind information")]
@@ -74,6 +76,9 @@ impl Table {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn parse<'data>(data: impl ReadRef<'data>, rules: &mut Rules) -> Result<Table, Refusal> {
+        if data.read_bytes_at(0, ELFMAG.len() as u64) != Ok(&ELFMAG) {
+            return Err(Refusal::NotElf);
+        }
         let file = Elf::parse(data)?;
         let endian = object::LittleEndian;
         let code: Vec<Segment> = file

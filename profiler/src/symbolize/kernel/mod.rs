@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 
 use crate::profile::{FrameId, Function, Module, Profile};
 
-use super::native::elf;
+use super::native::{Kind, elf};
 
 use kallsyms::{Fault, Found, Kallsyms};
 
@@ -26,10 +26,14 @@ const FRAMES_MAX: usize = 1 << 14;
 const DEPTH: &str = "/proc/sys/kernel/perf_event_max_stack";
 
 /// Why frames of a stack are missing or have no names.
-const FAILED: &str = "its stack walker failed";
-const TOO_DEEP: &str = "more than its stack walker gives";
-const HIDDEN: &str = "their names are hidden";
-const NAMELESS: &str = "their names can't be read";
+const FAILED: Kind = kind("failed", "its stack walker failed");
+const TOO_DEEP: Kind = kind("too_deep", "more than its stack walker gives");
+const HIDDEN: Kind = kind("hidden", "their names are hidden");
+const NAMELESS: Kind = kind("unreadable", "their names can't be read");
+
+const fn kind(key: &'static str, text: &'static str) -> Kind {
+    Kind { key, text }
+}
 
 /// What is known of the kernel's code.
 pub struct Kernel {
@@ -42,7 +46,9 @@ pub struct Kernel {
     /// Frames by address, of those that have a name.
     known: FxHashMap<u64, FrameId>,
     /// How many stacks lack frames or names, and why.
-    missing: FxHashMap<&'static str, u64>,
+    missing: FxHashMap<Kind, u64>,
+    /// How many stacks had any of its frames.
+    stacks: u64,
 }
 
 impl Kernel {
@@ -62,6 +68,7 @@ impl Kernel {
             depth: depth.min(MAX_KERNEL),
             known: FxHashMap::default(),
             missing: FxHashMap::default(),
+            stacks: 0,
         }
     }
 
@@ -91,8 +98,10 @@ impl Kernel {
                 (stack.len() >= self.depth).then_some(TOO_DEEP)
             }
         };
+        self.stacks += 1;
         if let Some(why) = why {
-            named.push(profile.marker(&format!("[unknown: kernel frames, {why}]")));
+            let text = why.text;
+            named.push(profile.marker(&format!("[unknown: kernel frames, {text}]")));
             *self.missing.entry(why).or_default() += 1;
         }
     }
@@ -102,8 +111,13 @@ impl Kernel {
         self.known.clear();
     }
 
-    /// How many stacks lack frames or names, and why.
-    pub fn missing(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    /// How many stacks had frames of the kernel's, or should have had.
+    pub fn stacks(&self) -> u64 {
+        self.stacks
+    }
+
+    /// How many of them lack frames or names, and why.
+    pub fn missing(&self) -> impl Iterator<Item = (Kind, u64)> {
         let mut missing: Vec<_> = self
             .missing
             .iter()
@@ -260,10 +274,11 @@ ffffffffc0001000 t xfs_file_read_iter\t[xfs]
         assert_eq!(cut.len(), 3);
         let missing: Vec<_> = kernel.missing().collect();
         assert_eq!(missing, [(FAILED, 1), (TOO_DEEP, 1)]);
+        assert_eq!(kernel.stacks(), 2);
         for (fault, why) in [(Fault::Hidden, HIDDEN), (Fault::Empty, NAMELESS)] {
             let mut nameless = Kernel::of(Err(fault), 127);
             let shown = labels(&mut nameless, Some(&STACK));
-            assert_eq!(shown, [format!("[unknown: kernel frames, {why}]")]);
+            assert_eq!(shown, [format!("[unknown: kernel frames, {}]", why.text)]);
             assert!(labels(&mut nameless, Some(&[])).is_empty());
         }
     }

@@ -95,8 +95,8 @@ pub enum Reason {
     TooManyFiles,
 }
 
-/// What a [`Reason`] is about, for counting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What a [`Reason`] is about, or what is missing of a stack, for counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kind {
     /// What programs call it. Names stay.
     pub key: &'static str,

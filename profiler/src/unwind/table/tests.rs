@@ -167,3 +167,13 @@ fn nobody_has_called_what_a_program_begins_with() {
     let rows = &table.rows[table.rows.len() - 3..];
     assert_eq!(rows, [last(0x3f1, 0), last(0x500, end), last(0x540, 0)]);
 }
+
+#[test]
+fn what_is_no_elf_file_is_not_taken_for_a_damaged_one() {
+    let mut rules = Rules::default();
+    let mut read = |bytes: &[u8]| Table::parse(bytes, &mut rules);
+    let dump = b"DTiJ\x01\0\0\0";
+    assert!(matches!(read(dump), Err(Refusal::NotElf)));
+    assert!(matches!(read(b""), Err(Refusal::NotElf)));
+    assert!(matches!(read(&SMALL[..20]), Err(Refusal::Damaged(_))));
+}

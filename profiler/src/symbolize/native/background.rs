@@ -14,7 +14,7 @@ use crate::cpython::Mapping;
 
 use super::jit_dump::JitDump;
 use super::perf_map::PerfMap;
-use super::{Name, Natives, Reason};
+use super::{ModuleId, Name, Natives, Reason};
 
 /// Of how many processes what they tell of code that they made is kept.
 const MADE_MAX: usize = 64;
@@ -107,20 +107,48 @@ impl Background {
 fn answer_all(asked: &Receiver<Question>, answers: &Sender<Answer>) {
     let mut names = Names::default();
     while let Ok(first) = asked.recv() {
-        let mut questions = vec![first];
-        questions.extend(asked.try_iter());
-        // Files are there as long as a process that has them: all are opened before any is read.
-        // Each is read once then, even when not all fit into memory together.
-        questions.sort_by_cached_key(|(_, at)| names.order(at));
-        for (number, at) in questions {
-            let found = catch_unwind(AssertUnwindSafe(|| names.find(&at)));
+        let mut waiting = vec![names.open(first)];
+        // Files are there as long as a process that has them: those of new questions are opened before
+        // the next is read, which may take seconds. Each is read once then, even when not all fit into
+        // memory together.
+        loop {
+            let before = waiting.len();
+            waiting.extend(asked.try_iter().map(|question| names.open(question)));
+            if waiting.len() > before {
+                waiting.sort_by_key(Waiting::order);
+            }
+            let Some(Waiting { number, at, module }) = waiting.pop() else {
+                break;
+            };
+            let found = catch_unwind(AssertUnwindSafe(|| names.find(&at, module)));
             let found = found.unwrap_or_else(|_| {
                 names = Names::default();
+                let again = std::mem::take(&mut waiting).into_iter();
+                waiting = again.map(|it| names.open((it.number, it.at))).collect();
                 Err(Reason::Damaged("what it has for debuggers")).into()
             });
             if answers.send((number, found)).is_err() {
                 return;
             }
+        }
+    }
+}
+
+/// A question whose file is open, or could not be opened.
+struct Waiting {
+    number: u32,
+    at: At,
+    /// Where it is about a file.
+    module: Option<Result<ModuleId, Reason>>,
+}
+
+impl Waiting {
+    /// Which comes last is answered first: code in no file, since that is quick, then file by file.
+    fn order(&self) -> u64 {
+        match &self.module {
+            None => u64::MAX,
+            Some(Ok(module)) => u64::from(u32::MAX - module.index()),
+            Some(Err(_)) => 0,
         }
     }
 }
@@ -134,27 +162,23 @@ struct Names {
 }
 
 impl Names {
-    /// Opens the file of a question, and says which it is.
-    fn order(&mut self, at: &At) -> u64 {
-        let At::File { pid, mapping, .. } = at else {
-            return u64::MAX;
+    /// Opens the file of a question.
+    fn open(&mut self, (number, at): Question) -> Waiting {
+        let module = match &at {
+            At::File { pid, mapping, .. } => Some(self.natives.module(*pid, mapping)),
+            At::Vdso { .. } => Some(self.natives.vdso()),
+            At::Made { .. } => None,
         };
-        let module = self.natives.module(*pid, mapping);
-        module.map_or(u64::MAX, |module| module.index().into())
+        Waiting { number, at, module }
     }
 
-    fn find(&mut self, at: &At) -> Found {
+    fn find(&mut self, at: &At, module: Option<Result<ModuleId, Reason>>) -> Found {
         let natives = &mut self.natives;
-        let (module, offset) = match at {
-            At::File {
-                pid,
-                mapping,
-                offset,
-            } => (natives.module(*pid, mapping), *offset),
-            At::Vdso { offset } => (natives.vdso(), *offset),
+        let offset = match at {
+            At::File { offset, .. } | At::Vdso { offset } => *offset,
             At::Made { pid, id, address } => return self.made(*pid, *id, *address).into(),
         };
-        let module = match module {
+        let module = match module.unwrap_or(Err(Reason::NoSymbol)) {
             Ok(module) => module,
             Err(reason) => return Err(reason).into(),
         };
@@ -192,10 +216,12 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
     use super::super::tests::mapping_of;
     use super::*;
+    use crate::cpython::mapped_files;
 
     #[test]
     fn questions_are_answered_by_their_numbers() {
@@ -248,5 +274,41 @@ mod tests {
             matches!(name(9), Err(Reason::Unreadable(_))),
             "it made no code"
         );
+    }
+
+    #[test]
+    fn what_was_asked_for_while_its_process_was_there_is_named_when_it_is_gone() {
+        let qsort = libc::qsort as *const () as u64;
+        let ours = mapping_of(qsort);
+        let mut child = Command::new("cat")
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("there is a cat");
+        let pid = child.id();
+        let libc = || {
+            let parts = mapped_files(pid).unwrap_or_default().into_iter();
+            let mut parts = parts.map(|part| part.mapping);
+            parts.find(|part| part.inode == ours.inode && part.offset == ours.offset)
+        };
+        let mapping = std::iter::repeat_with(libc)
+            .find_map(|found| {
+                found.or_else(|| {
+                    thread::sleep(Duration::from_millis(1));
+                    None
+                })
+            })
+            .expect("it maps what we do");
+        let at = At::File {
+            pid,
+            mapping: Arc::new(mapping),
+            offset: qsort - ours.start + ours.offset,
+        };
+        let mut names = Names::default();
+        let waiting = names.open((1, at));
+        drop(child.stdin.take());
+        child.wait().expect("it ends with its input");
+        let found = names.find(&waiting.at, waiting.module);
+        let name = found.name.map(|name| name.function);
+        assert_eq!(name, Ok("qsort".to_owned()));
     }
 }

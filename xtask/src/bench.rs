@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what pyebpf costs, beside py-spy in both its modes and perf as the floor, as
 //! Markdown on standard output. One file per figure; every figure is a median of interleaved rounds.
 
+mod agent;
 mod brief;
 mod crowd;
 mod kernel;
@@ -62,6 +63,8 @@ enum Figure {
     Crowd,
     /// The same with native frames: kernel program, slowdown, memory.
     Native,
+    /// CPU and memory of the node agent beside a hundred containers, and its profiles' sizes.
+    Agent,
     /// Processes that are gone soon: what is named, what is lost.
     Brief,
 }
@@ -69,12 +72,13 @@ enum Figure {
 type Measure = fn(&Plan) -> Result<Table>;
 
 /// Each figure and how it is measured.
-const FIGURES: [(Figure, Measure); 9] = [
+const FIGURES: [(Figure, Measure); 10] = [
     (Figure::Slowdown, slowdown::measure),
     (Figure::Kernel, kernel::measure),
     (Figure::Own, own::measure),
     (Figure::Ready, ready::measure),
     (Figure::Crowd, crowd::measure),
+    (Figure::Agent, agent::measure),
     (Figure::Brief, brief::measure),
     (Figure::Native, native::kernel),
     (Figure::Native, native::slowdown),

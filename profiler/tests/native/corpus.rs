@@ -183,7 +183,7 @@ fn of_program(command: &str, python: &Path, folder: &Path, plan: Plan) -> Seen {
                 break;
             }
             let mut running = Running::start(command, python, folder).unwrap();
-            std::thread::sleep(plan.warm_up);
+            running.warm_up(plan.warm_up);
             if !gdb {
                 walks.hold(&mut running, left);
             } else if walks.hold_with_gdb(&running, left).is_err() {

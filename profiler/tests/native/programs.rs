@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 /// A name and a command for bash. `$WHEELS` is a Python that has the wheels, `$C` and `$RUST` are files
 /// with a thousand functions, `$HERE` is a repository of git.
@@ -157,6 +159,18 @@ impl Running {
         self.0.id()
     }
 
+    /// Waits until it is at its work: for that long, and on a machine at work until it has had some CPU
+    /// time.
+    pub(crate) fn warm_up(&mut self, time: Duration) {
+        thread::sleep(time);
+        for _ in 0..200 {
+            if self.is_over() || cpu_time(self.pid()) >= time / 2 {
+                break;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Whether it has ended.
     pub(crate) fn is_over(&mut self) -> bool {
         !matches!(self.0.try_wait(), Ok(None))
@@ -169,6 +183,17 @@ impl Drop for Running {
         unsafe { libc::kill(-(self.0.id() as i32), libc::SIGKILL) };
         let _gone = self.0.wait();
     }
+}
+
+/// In user space, as far as `/proc/PID/stat` tells (proc_pid_stat(5)): in ticks of 10 ms.
+fn cpu_time(pid: u32) -> Duration {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = text.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let ticks = fields
+        .split(' ')
+        .nth(11)
+        .and_then(|ticks| ticks.parse().ok());
+    Duration::from_millis(10) * ticks.unwrap_or(0)
 }
 
 /// Writes the files that compilers and others work on.

@@ -19,7 +19,7 @@ pub struct Status {
     pub outcomes: BTreeMap<&'static str, u64>,
     /// Samples that are in no profile, by reason, as `--stats` names them.
     pub losses: BTreeMap<&'static str, u64>,
-    /// The kernel program's time in all, and how often it ran. Zero where the kernel does not tell.
+    /// The time of all walks, as the kernel program counts it, and how many there were.
     pub kernel_time: Duration,
     pub kernel_runs: u64,
     /// CPU time of the agent's own process.

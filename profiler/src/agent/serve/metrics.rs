@@ -138,6 +138,13 @@ fn of_places(out: &mut Metrics, places: &[Place]) {
         out.counter("export_failed_total", "Attempts to send that failed."),
         |it| it.failed,
     );
+    each(
+        out.counter(
+            "export_retried_total",
+            "Those of them that were made again, or will be.",
+        ),
+        |it| it.retried,
+    );
     out.counter(
         "export_dropped_total",
         "Profiles that a place will never have, by reason.",
@@ -154,6 +161,10 @@ fn of_places(out: &mut Metrics, places: &[Place]) {
     each(out.gauge("export_waiting_bytes", "Bytes of those."), |it| {
         it.waiting_bytes
     });
+    each(
+        out.gauge("export_spool_failing", "1: the spool can't be written."),
+        |it| it.spool_error.is_some().into(),
+    );
 }
 
 /// The text, and the name of the metric that is being written.
@@ -232,7 +243,9 @@ mod tests {
         let place = Place {
             name: "parca",
             sent: 7,
+            retried: 4,
             dropped: [("spool_full", 3)].into(),
+            spool_error: Some("the disk is full".to_owned()),
             ..Place::default()
         };
         let other = Other {
@@ -255,6 +268,8 @@ mod tests {
             "pyebpf_sampling_rate_hertz 10",
             "pyebpf_uptime_seconds 12.5",
             "pyebpf_export_sent_total{place=\"parca\"} 7",
+            "pyebpf_export_retried_total{place=\"parca\"} 4",
+            "pyebpf_export_spool_failing{place=\"parca\"} 1",
             "pyebpf_export_dropped_total{place=\"parca\",reason=\"spool_full\"} 3",
             "pyebpf_requested_profiles 2",
             "pyebpf_connections_refused_total 5",

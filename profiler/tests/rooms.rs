@@ -195,9 +195,11 @@ fn versions_are_looked_at_in_one_room() {
     let user = user.iter().filter(|file| file.room != "cpython");
     let kernel = sources("profiler-ebpf");
     for file in user.chain(&kernel) {
+        // Names that others have given to what they send end so, too.
+        let text = file.text.replace(".version\"", "");
         for sign in [".version", ".minor", "Version::"] {
             assert!(
-                !file.text.contains(sign),
+                !text.contains(sign),
                 "{} has `{sign}`: what depends on a version of CPython belongs into cpython/",
                 file.path.display()
             );

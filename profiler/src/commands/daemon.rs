@@ -68,12 +68,12 @@ async fn daemon(settings: Settings) -> Result<ExitCode> {
         timed: true,
     })?;
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
+    let (publish, status) = watch::channel(Default::default());
+    let talking = Talking::start(&settings, &node, requests, status).await?;
     say(format_args!(
         "sampling at {} Hz, a profile for each container every {}",
         settings.rate, settings.interval
     ));
-    let (publish, status) = watch::channel(Default::default());
-    let talking = Talking::start(&settings, &node, requests, status).await?;
     let parts = Parts::new((namer, selection, talking.pods.clone()), settings.rate);
     let mut recorder = Recorder::new(book(settings.rate), false, parts);
     if settings.native == Some(Native::All) {

@@ -12,6 +12,7 @@ mod own;
 mod profilers;
 mod ready;
 mod slowdown;
+pub(crate) mod soak;
 pub(crate) mod table;
 mod workload;
 

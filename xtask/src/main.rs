@@ -34,6 +34,8 @@ enum Task {
     Install(install::Args),
     /// Measure what pyebpf costs, beside py-spy and perf.
     Bench(bench::Args),
+    /// Watch the node agent for an hour of containers that come and go.
+    Soak(bench::soak::Args),
     /// Measure CPython's structures with the headers of the installed Pythons.
     Layouts(layouts::Args),
     /// Try every Python that is here, started in every way, and print the table.
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Task::Install(args) => install::run(&args),
         Task::Layouts(args) => layouts::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Soak(args) => bench::soak::run(&args),
         Task::Matrix(args) => matrix::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Vm(args) => vm::run(&args),

@@ -91,7 +91,7 @@ fn watch(plan: &Plan, working: usize, mode: &'static str) -> Result<Use> {
     let _statistics = measure::Statistics::enable()?;
     let agent = Agent::start(&plan.tools.pyebpf, folder.path())?;
     thread::sleep(WARM_UP);
-    let pid = agent.0.id();
+    let pid = agent.pid();
     let program = || measure::runs(pid).unwrap_or_default().time;
     let (begin, cpu, before) = (Instant::now(), measure::cpu_time(pid)?, program());
     let mut memory = 0;
@@ -151,10 +151,10 @@ fn row(working: usize, used: Use) -> Vec<String> {
 }
 
 /// An agent that runs.
-struct Agent(Child);
+pub(super) struct Agent(Child);
 
 impl Agent {
-    fn start(program: &Path, folder: &Path) -> Result<Agent> {
+    pub(super) fn start(program: &Path, folder: &Path) -> Result<Agent> {
         let mut command = Command::new(program);
         command.args(["daemon", "--pods", "none", "--listen", "127.0.0.1:0"]);
         command
@@ -165,8 +165,12 @@ impl Agent {
         Ok(Agent(child.context("cannot start the agent")?))
     }
 
+    pub(super) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Tells it to end, and waits.
-    fn end(mut self) -> Result<()> {
+    pub(super) fn end(mut self) -> Result<()> {
         let pid = libc::pid_t::try_from(self.0.id()).context("a pid fits")?;
         // SAFETY: kill takes no pointers; the child has not been waited for, so the pid is its own.
         unsafe { libc::kill(pid, libc::SIGTERM) };
@@ -184,21 +188,38 @@ impl Drop for Agent {
 }
 
 /// Control groups that are named as containers' are. They go when this is dropped, if they are empty.
-struct Groups(PathBuf);
+pub(super) struct Groups(PathBuf);
 
 impl Groups {
+    /// Those of all containers.
     fn make() -> Result<Groups> {
+        let groups = Groups::empty()?;
+        (0..CONTAINERS).try_for_each(|number| groups.add(number).map(drop))?;
+        Ok(groups)
+    }
+
+    /// None yet.
+    pub(super) fn empty() -> Result<Groups> {
         // Where version 1 is in use as well, systemd mounts version 2 beside it.
         let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
         let mut roots = roots.into_iter();
         let root = roots.find(|root| root.join("cgroup.procs").exists());
         let root = root.context("no control groups of version 2 are mounted")?;
-        let groups = Groups(root.join(format!("pyebpf-bench-{}", std::process::id())));
-        for number in 0..CONTAINERS {
-            let path = groups.of(number);
-            fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        }
-        Ok(groups)
+        let name = format!("pyebpf-bench-{}", std::process::id());
+        Ok(Groups(root.join(name)))
+    }
+
+    /// Makes that of a container.
+    pub(super) fn add(&self, number: usize) -> Result<PathBuf> {
+        let path = self.of(number);
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Removes that of a container, which has ended.
+    pub(super) fn remove(&self, number: usize) {
+        // One that is still busy goes with all others.
+        let _ = fs::remove_dir(self.of(number));
     }
 
     fn of(&self, number: usize) -> PathBuf {
@@ -215,8 +236,8 @@ impl Groups {
 impl Drop for Groups {
     fn drop(&mut self) {
         for _ in 0..100 {
-            for number in 0..CONTAINERS {
-                let _ = fs::remove_dir(self.of(number));
+            for group in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(group.path());
             }
             if fs::remove_dir(&self.0).is_ok() {
                 return;

@@ -130,6 +130,11 @@ fn runs_of(text: &str) -> Option<Runs> {
     })
 }
 
+/// How many descriptors a process has open.
+pub(super) fn descriptors_of(pid: u32) -> usize {
+    descriptors(pid).len()
+}
+
 /// What the kernel tells of each open file of a process.
 fn descriptors(pid: u32) -> Vec<String> {
     let Ok(files) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {

@@ -223,7 +223,8 @@ impl Groups {
     }
 
     fn of(&self, number: usize) -> PathBuf {
-        self.0.join(format!("{number:064x}"))
+        // The first digits tell containers apart, as of ids that are drawn at random.
+        self.0.join(format!("{number:08x}").repeat(8))
     }
 
     fn take(&self, number: usize, pid: u32) -> Result<()> {
